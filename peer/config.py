@@ -1,0 +1,288 @@
+"""Every knob of a peer: typed, documented under the field, checked once, frozen.
+
+The text under a field is its only documentation: `murmurate init` and `murmurate config` print it as TOML comments.
+An unknown key or an impossible value is one `ConfigError` naming the key, the value and what would be right.
+Whether a choice exists (an optimizer, a rule, a graph) is known to the registry that resolves it, not here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import ConfigError
+
+Option = str | int | float | bool | list[float]
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+class Section(BaseModel):
+    """One table of the TOML file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Swarm(Section):
+    """What this swarm is. All peers must agree on every value here."""
+
+    name: str = Field(default="swarm", pattern=NAME_PATTERN)
+    """A name for people; it is part of the swarm's identity."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Decides the first weights, the split of the data and every random graph."""
+
+
+class Task(Section):
+    """The model and the data. `name` and `options` must agree in all peers; data and shard are each peer's own."""
+
+    name: str = "digits"
+    """`digits`, `chars`, or your own as `module:function` (see docs/tasks.md)."""
+    options: dict[str, Option] = Field(default_factory=dict)
+    """What the task itself understands, e.g. `{ model = "cnn" }` for digits."""
+    data: str = ""
+    """Where this peer's data lies, for tasks that read files; each peer has its own."""
+    partition: Literal["iid", "dirichlet", "shards"] = "iid"
+    """How a data set that every peer holds is split: evenly at random, with label skew, or by sorted label."""
+    alpha: float = Field(default=0.5, gt=0)
+    """Concentration of `dirichlet`: 0.1 is strong label skew, 100 is nearly iid."""
+    weights: str = ""
+    """A safetensors file with the first weights (a pretrained model); empty: drawn from `swarm.seed`."""
+
+
+class Local(Section):
+    """Local steps: what a peer does with its own data between two exchanges."""
+
+    steps: int = Field(default=20, ge=1)
+    """Optimizer steps per round (K)."""
+    batch_size: int = Field(default=32, ge=1)
+    """Examples per step."""
+    optimizer: str = "sgd"
+    """A class of torch.optim or (when installed) of the library pytorch-optimizer by name, or `polyak` (MoNNA's)."""
+    lr: float = Field(default=0.05, gt=0)
+    """Learning rate."""
+    options: dict[str, Option] = Field(default_factory=lambda: {"momentum": 0.9})
+    """Further arguments of the optimizer, by its own names."""
+    sam_rho: float = Field(default=0.0, ge=0)
+    """Radius of the sharpness-aware ascent step around any optimizer (DFedSAM uses 0.01 to 0.1); 0: no SAM."""
+
+
+class Exchange(Section):
+    """What crosses the wire. All peers must agree."""
+
+    name: Literal["models"] = "models"
+    """`models`: every peer sends its model after its local steps."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Number format on the wire; the two 16-bit formats halve the traffic."""
+
+
+class Mixing(Section):
+    """How neighbours' models are folded into ours. All peers must agree."""
+
+    rule: str = "mean"
+    """`mean` (weighted by the graph) or `nna` (nearest-neighbour averaging, MoNNA: bears liars)."""
+    f: int = Field(default=0, ge=0)
+    """How many liars may sit among a peer's neighbours; a rule refuses what it cannot bear."""
+    gossip_steps: int = Field(default=1, ge=1, le=64)
+    """Exchanges per round (Q of DFedSAM-MGS): traffic times Q, graph gap to the power Q."""
+
+
+class Topology(Section):
+    """Who may talk to whom. All peers must agree."""
+
+    rule: str = "ring"
+    """A graph by name; `murmurate topology list` shows all, `murmurate topology show` judges one."""
+    options: dict[str, Option] = Field(default_factory=dict)
+    """The graph's parameters, e.g. `{ degree = 4 }` for random_regular."""
+    weights: Literal["metropolis", "max_degree"] = "metropolis"
+    """Mixing weights of undirected graphs."""
+
+
+class Rounds(Section):
+    """Pacing. Each peer's own choice, except that a swarm wants one idea of how long it is."""
+
+    max: int = Field(default=0, ge=0)
+    """Leave after this many rounds; 0: go on until told to leave."""
+    deadline_s: float = Field(default=30.0, gt=0)
+    """Longest wait, after the local steps, for neighbours that are alive."""
+    stale_max: int = Field(default=8, ge=0)
+    """A neighbour's model older than this many rounds is not mixed any more. (a guess)"""
+    eval_every: int = Field(default=1, ge=0)
+    """Evaluate the model after every so many rounds; 0: never."""
+
+
+class Liveness(Section):
+    """Who is live. Each peer's own choice."""
+
+    heartbeat_s: float = Field(default=0.5, gt=0)
+    """A sign of life to every neighbour this often."""
+    timeout_s: float = Field(default=3.0, gt=0)
+    """A neighbour silent for this long is dead, until it speaks again. At least 3 heartbeats. (a guess)"""
+    join_s: float = Field(default=10.0, ge=0)
+    """At start, wait this long for neighbours before training without them."""
+    settle_s: float = Field(default=1.0, ge=0)
+    """Joining a running swarm: how long the first neighbour waits for the others to link as well; above the
+    longest pause between two dial attempts (1 s) it rarely misses one."""
+
+    @model_validator(mode="after")
+    def _silence_is_longer_than_a_beat(self) -> Liveness:
+        if self.timeout_s < 3 * self.heartbeat_s:
+            raise ValueError(f"timeout_s = {self.timeout_s} should be at least 3 x heartbeat_s = {self.heartbeat_s}")
+        return self
+
+
+class Runtime(Section):
+    """This machine: address, files, device. Each peer's own choice."""
+
+    listen: str = ""
+    """host:port to listen on; empty: this peer's own entry in [peers]. 0.0.0.0:7000 listens on every interface."""
+    insecure: bool = False
+    """Links are neither encrypted nor authenticated yet: listening beyond loopback needs this consent."""
+    state_dir: str = ""
+    """Snapshots, metrics and the control socket; empty: runs/NAME beside the config file."""
+    device: str = "cpu"
+    """Torch device of the model, e.g. `cpu` or `cuda:0`."""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of torch; 0: torch's own choice."""
+    snapshot_s: float = Field(default=30.0, ge=0)
+    """Seconds between two snapshots; 0: after every round. One is always taken when leaving."""
+    shutdown_s_max: float = Field(default=20.0, gt=0)
+    """Longest time from the first SIGTERM/SIGINT to the end; a second signal ends at once."""
+    payload_bytes_max: int = Field(default=4 * 2**30, ge=1)
+    """Never accept a larger payload. The models exchange lowers this to the exact size of a model."""
+    tensorboard: bool = False
+    """Write TensorBoard events into the state directory (metrics.jsonl is always written)."""
+    prometheus: str = ""
+    """host:port of a Prometheus endpoint; empty: none."""
+
+
+class Attack(Section):
+    """For experiments only: this peer lies. The default is an honest peer."""
+
+    name: Literal["none", "sign_flip"] = "none"
+    """`sign_flip` sends -scale x the model."""
+    scale: float = Field(default=1.0, gt=0)
+    """Strength of the attack."""
+
+
+class Config(Section):
+    """Everything one peer is told."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    """This peer's name, unique in the swarm."""
+    peers: dict[str, str]
+    """All peers of the swarm, name = "host:port", this one included. The names must agree in all peers."""
+    swarm: Swarm = Swarm()
+    task: Task = Task()
+    local: Local = Local()
+    exchange: Exchange = Exchange()
+    mixing: Mixing = Mixing()
+    topology: Topology = Topology()
+    rounds: Rounds = Rounds()
+    liveness: Liveness = Liveness()
+    runtime: Runtime = Runtime()
+    attack: Attack = Attack()
+
+    @field_validator("peers")
+    @classmethod
+    def _addresses(cls, peers: dict[str, str]) -> dict[str, str]:
+        for name, address in peers.items():
+            split_address(address, f"peers.{name}")
+        return peers
+
+    @model_validator(mode="after")
+    def _is_in_the_roster(self) -> Config:
+        if self.name not in self.peers:
+            raise ValueError(
+                f"name = {self.name!r} should be one of [peers]: {', '.join(sorted(self.peers)) or 'none'}"
+            )
+        return self
+
+    @property
+    def roster(self) -> tuple[str, ...]:
+        """All names in canonical order: position i is node i of the graph and shard i of the data."""
+        return tuple(sorted(self.peers))
+
+    @property
+    def index(self) -> int:
+        """This peer's position in the roster."""
+        return self.roster.index(self.name)
+
+    @property
+    def listen(self) -> str:
+        """host:port to bind."""
+        return self.runtime.listen or self.peers[self.name]
+
+    @property
+    def state_dir(self) -> Path:
+        """Where this peer keeps its files."""
+        return Path(self.runtime.state_dir or f"runs/{self.name}")
+
+
+def split_address(address: str, key: str) -> tuple[str, int]:
+    """`host:port` -> (host, port). Raises ValueError naming `key`."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{key} = {address!r} should be host:port, e.g. 192.168.1.5:7000")
+    return host.strip("[]"), int(port)
+
+
+def load(path: Path) -> Config:
+    """Read and check a TOML file. A relative state_dir, data or weights path counts from the file's folder."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file; `murmurate init` writes one") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    config = parse(table, str(path))
+    base = path.resolve().parent
+    runtime = config.runtime.model_copy(update={"state_dir": str(base / config.state_dir)})
+    task = config.task.model_copy(
+        update={key: str(base / value) if (value := getattr(config.task, key)) else "" for key in ("data", "weights")}
+    )
+    return config.model_copy(update={"runtime": runtime, "task": task})
+
+
+def parse(table: dict[str, Any], where: str = "config") -> Config:
+    """Check a table. Raises ConfigError with one line for every fault found."""
+    try:
+        return Config.model_validate(table)
+    except ValidationError as error:
+        lines = dict.fromkeys(_explain(fault) for fault in error.errors(include_url=False))
+        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def _explain(fault: Any) -> str:
+    """One pydantic fault -> `key = value: what would be right`."""
+    path = tuple(part for part in fault["loc"] if isinstance(part, str) and "[" not in part)
+    key = ".".join(path)
+    if "options" in path:  # one fault for the whole union instead of one for each member
+        key = ".".join(path[: path.index("options") + 2])
+        return f"{key}: should be a string, a number, a list of numbers, true or false"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        known = _keys_at(path[:-1])
+        close = difflib.get_close_matches(path[-1], known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
+        return f"{key}: unknown key; {hint}"
+    if fault["type"] == "missing":
+        return f"{key}: is required, and missing"
+    if fault["type"] == "value_error":
+        return f"{key}: {message}" if key and not message.startswith(key) else message
+    return f"{key} = {fault['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _keys_at(path: tuple[str, ...]) -> list[str]:
+    model: type[BaseModel] = Config
+    for part in path:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

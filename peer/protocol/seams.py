@@ -1,0 +1,52 @@
+"""The seams between the pure core and the world: what a shell plugs in.
+
+A shell (the asyncio daemon, the virtual-time simulator) owns a `core.Peer`, performs its effects through these, and
+feeds the results back as events. Tensors stay behind `Trainer`; here they are payload bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from .events import Adopt, Mix, Mixed, Trained
+
+Write = Callable[[Path], None]
+"""Writes an already copied state to a file; may run in another thread, later."""
+
+
+class Trainer(Protocol):
+    """A model, its data and its optimizer. One call at a time, except `interrupt` and `figures`."""
+
+    def train(self, round: int) -> Trained:
+        """The local steps of `round`; continues an interrupted round where it stopped."""
+        ...
+
+    def mix(self, effect: Mix) -> Mixed:
+        """Fold the inbox into the model; without `pack` this completes the round. Names the payloads it refused."""
+        ...
+
+    def adopt(self, effect: Adopt) -> Mixed:
+        """Replace the model by one from the inbox; the round counts as complete."""
+        ...
+
+    def interrupt(self) -> None:
+        """From any thread: end a running `train` after the current step."""
+        ...
+
+    def snapshot(self) -> Write:
+        """Copy everything a restart needs."""
+        ...
+
+    def restore(self, path: Path) -> int:
+        """Load what `snapshot` wrote; returns the last complete round. Raises LocalError when it does not fit."""
+        ...
+
+    def export(self) -> Write:
+        """Copy the bare model for use elsewhere."""
+        ...
+
+    def figures(self) -> Mapping[str, float]:
+        """The newest figures by name: loss, accuracy, ... From any thread."""
+        ...
