@@ -248,7 +248,7 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class SetTimer:
-    """Answer `TimerFired(timer)` after `delay_s`. Setting an equal timer again replaces it."""
+    """Answer `TimerFired(timer)` after `delay_s`. A newer timer of the same kind replaces the older."""
 
     timer: Timer
     delay_s: float
