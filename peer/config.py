@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from .errors import ConfigError
+from murmurate.peer.errors import ConfigError
 
 Option = str | int | float | bool | list[float]
 
@@ -24,7 +24,9 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 class Section(BaseModel):
     """One table of the TOML file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Swarm(Section):
@@ -230,8 +232,11 @@ def split_address(address: str, key: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def load(path: Path) -> Config:
-    """Read and check a TOML file. A relative state_dir, data or weights path counts from the file's folder."""
+def load(path: Path, name: str = "") -> Config:
+    """Read and check a TOML file; `name` replaces the file's, so that one file can serve all peers.
+
+    A relative state_dir, data or weights path counts from the file's folder.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -240,7 +245,7 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    config = parse(table, str(path))
+    config = parse({**table, "name": name} if name else table, str(path))
     base = path.resolve().parent
     runtime = config.runtime.model_copy(update={"state_dir": str(base / config.state_dir)})
     task = config.task.model_copy(

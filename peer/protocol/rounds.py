@@ -92,7 +92,7 @@ class Rounds:
         self._neighbours = {peer: Neighbour() for peer in neighbourhood.links}
         self.phase = Phase.JOINING
         self.turn = Turn(0)  # the newest begun
-        self._complete = 0  # the last complete round
+        self.complete = 0  # the last complete round
         self._newest: Update | None = None  # what we sent last: a link begins with it
         self._folded: set[PeerId] = set()  # whose payloads this round mixed
         self._missing: set[PeerId] = set()  # expected in this round, and not heard in time
@@ -181,7 +181,7 @@ class Rounds:
     # Joining ------------------------------------------------------------------------------------------
 
     def _on_started(self, round: int, now: float) -> list[Effect]:
-        self._complete = round
+        self.complete = round
         self.turn = Turn(round)
         self._saved_at = now
         if self._pacing.rounds_max and round >= self._pacing.rounds_max:
@@ -192,7 +192,7 @@ class Rounds:
 
     def _ahead(self) -> list[PeerId]:
         """Live neighbours two or more rounds beyond our next; none unless more than f say so, who may all be liars."""
-        beyond = self._complete + 2
+        beyond = self.complete + 2
         ahead = [p for p, n in self._neighbours.items() if self._alive(p) and n.turn.round >= beyond]
         return ahead if len(ahead) > self._pacing.f else []
 
@@ -200,7 +200,7 @@ class Rounds:
         all_linked = all(self._alive(peer) for peer in self._neighbours)
         ahead = self._ahead()
         if all_linked and not ahead:
-            return self._begin(self._complete + 1)
+            return self._begin(self.complete + 1)
         if all_linked and all(self._neighbours[peer].payloads for peer in ahead):
             return self._take_over(ahead)
         if ahead and not self._settling:
@@ -219,7 +219,7 @@ class Rounds:
         if kind == "settle":  # those that were ahead are gone again
             self._settling = False
             return []
-        return self._begin(self._complete + 1)
+        return self._begin(self.complete + 1)
 
     def _take_over(self, ahead: list[PeerId]) -> list[Effect]:
         sources = sorted(peer for peer in ahead if self._neighbours[peer].payloads)
@@ -234,7 +234,7 @@ class Rounds:
         self._folded = set(inbox)
         self.phase = Phase.ADOPTING
         self.turn = target
-        if self._complete == 0:
+        if self.complete == 0:
             return [Adopt(target, inbox)]
         return [Mix(target, inbox, {peer: 1 / (len(inbox) + 1) for peer in inbox})]
 
@@ -312,12 +312,12 @@ class Rounds:
         else:
             missing = tuple(sorted(self._missing - self._folded))
             effects.append(Report(RoundDone(self.turn.round, self._waited_s, folded, missing)))
-        self._complete = self.turn.round
+        self.complete = self.turn.round
         return effects + self._after_round(now)
 
     def _after_round(self, now: float) -> list[Effect]:
         limit = self._pacing.rounds_max
-        if self._leaving or (limit and self._complete >= limit):
+        if self._leaving or (limit and self.complete >= limit):
             return self._leave()
         effects: list[Effect] = []
         if now - self._saved_at >= self._pacing.save_s:
@@ -327,8 +327,8 @@ class Rounds:
         if limit:
             upcoming = min(upcoming, limit)
         effects += self._begin(upcoming)
-        if upcoming > self._complete + 1:
-            effects.append(Report(Skipped(self._complete + 1, upcoming)))
+        if upcoming > self.complete + 1:
+            effects.append(Report(Skipped(self.complete + 1, upcoming)))
             effects += [Send(peer, Heartbeat(self.turn)) for peer in self._neighbours if self._alive(peer)]
         return effects
 
@@ -336,7 +336,7 @@ class Rounds:
         """The next round: ours plus one, or the neighbours' when at least f+1 of them are beyond it."""
         rounds = sorted((n.turn.round for p, n in self._neighbours.items() if self._alive(p)), reverse=True)
         theirs = rounds[self._pacing.f] if len(rounds) > self._pacing.f else 0
-        return max(self._complete + 1, theirs)
+        return max(self.complete + 1, theirs)
 
     def _leave(self) -> list[Effect]:
         self.phase = Phase.LEFT

@@ -19,6 +19,11 @@ Write = Callable[[Path], None]
 class Trainer(Protocol):
     """A model, its data and its optimizer. One call at a time, except `interrupt` and `figures`."""
 
+    @property
+    def payload_bytes(self) -> int:
+        """The exact size of every payload of this swarm."""
+        ...
+
     def train(self, round: int) -> Trained:
         """The local steps of `round`; continues an interrupted round where it stopped."""
         ...

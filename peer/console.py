@@ -1,0 +1,208 @@
+"""How things look in a terminal: rich renderables out of plain values. Prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from murmurate.peer.lab.demo import DemoResult, DemoState
+
+    from murmurate.peer.config import Config
+    from murmurate.topology import Rule, Summary
+
+STATE_STYLES = {
+    "alive": "green",
+    "training": "green",
+    "waiting": "green",
+    "mixing": "green",
+    "joining": "yellow",
+    "adopting": "yellow",
+    "suspect": "yellow",
+    "starting": "yellow",
+    "killed": "red",
+    "dead": "red",
+    "left": "dim",
+    "liar": "magenta",
+}
+
+
+def progress(console: Console) -> Progress:
+    """A bar for long work."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def bytes_text(count: float) -> str:
+    """1234567 -> '1.2 MB'."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(count) < 1000 or unit == "GB":
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def _state(state: str) -> Text:
+    return Text(state, STATE_STYLES.get(state, ""))
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+# run, status, peers ---------------------------------------------------------------------------------
+
+
+def run_header(config: Config, swarm: str, parameters: int) -> Text:
+    """The first line of `murmurate run`."""
+    rule = f"{config.mixing.rule} (f = {config.mixing.f})" if config.mixing.f else config.mixing.rule
+    text = Text(
+        f"{config.name} of swarm {config.swarm.name} {swarm[:12]}: {config.task.name}, {parameters:,} parameters, "
+    )
+    text.append(f"{config.topology.rule} of {len(config.peers)}, {rule}; listening on {config.listen}")
+    if config.runtime.insecure:
+        text.append("\ninsecure = true: links are neither encrypted nor authenticated", "yellow")
+    if config.attack.name != "none":
+        text.append(f"\nattack = {config.attack.name}: this peer lies", "magenta")
+    return text
+
+
+def run_line(row: Mapping[str, Any]) -> Text:
+    """One line of `murmurate run`: one per round, and one for whatever else happened."""
+    kind = row["kind"]
+    if kind == "round":
+        figures = " ".join(f"{name} {row[name]:.4f}" for name in ("loss", "accuracy", "test_loss") if name in row)
+        text = Text(f"round {row['round']:>5}  {figures}  {row['seconds']:.2f} s (waited {row['waited_s']:.2f})  ")
+        text.append(f"mixed {len(row['folded'])}")
+        if row["missing"]:
+            text.append(f", missed {', '.join(row['missing'])}", "yellow")
+        return text
+    match kind:
+        case "started":
+            return Text(f"started, life {row['incarnation']}, after round {row['round']}", "dim")
+        case "joined":
+            return Text(f"joined at round {row['round']} from {', '.join(row['sources'])}", "cyan")
+        case "skipped":
+            return Text(f"joins the neighbours' round {row['to_round']} instead of {row['from_round']}", "cyan")
+        case "peer":
+            return Text(f"{row['peer']} is {row['state']}", STATE_STYLES.get(row["state"], ""))
+        case "refused":
+            return Text(f"refused {row['peer']}: {row['reason']}", "yellow")
+        case _:
+            return Text(str(row.get("text", dict(row))), "yellow")
+
+
+def status_panel(status: Mapping[str, Any]) -> Panel:
+    """`murmurate status`."""
+    table = Table.grid(padding=(0, 2))
+    rows: list[tuple[str, RenderableType]] = [
+        ("doing", _state(status["phase"])),
+        ("round", str(status["round"])),
+        *((name, f"{value:.4f}") for name, value in sorted(status["figures"].items())),
+        ("snapshot", f"after round {status['snapshot_round']}" if status["snapshot_round"] else "none yet"),
+        ("traffic", f"{bytes_text(status['bytes_sent'])} sent, {bytes_text(status['bytes_received'])} received"),
+        ("links", f"{sum(peer['linked'] for peer in status['peers'])} of {len(status['peers'])}"),
+        ("up", f"{status['uptime_s']:.0f} s, life {status['incarnation']}"),
+        ("listens", status["listen"]),
+    ]
+    if status["metrics"]:
+        rows.append(("metrics", f"http://{status['metrics']}/metrics"))
+    for name, value in rows:
+        table.add_row(Text(name, "dim"), value)
+    return Panel(table, title=f"{status['peer']} · swarm {status['swarm'][:12]}", expand=False)
+
+
+def peers_table(peers: Sequence[Mapping[str, Any]]) -> Table:
+    """`murmurate peers`."""
+    table = Table("peer", "state", "address", "link", "round", "sent", "received", "heard", "refused", "last refusal")
+    for peer in peers:
+        table.add_row(
+            peer["peer"],
+            _state(peer["state"]),
+            peer["address"],
+            "up" if peer["linked"] else "",
+            str(peer["round"]),
+            bytes_text(peer["bytes_sent"]),
+            bytes_text(peer["bytes_received"]),
+            f"{peer['heard_ago_s']:.1f} s ago" if peer["heard_ago_s"] >= 0 else "never",
+            str(peer["refusals"] or ""),
+            peer["last_refusal"],
+        )
+    return table
+
+
+# topology, sim, bench -------------------------------------------------------------------------------
+
+
+def rules_table(rules: Mapping[str, Rule]) -> Table:
+    """`murmurate topology list`."""
+    table = Table("rule", "options", "graph")
+    for name, rule in sorted(rules.items()):
+        options = ", ".join(f"{key} = {value!r}" for key, value in rule.options.items())
+        table.add_row(name, options, (rule.build.__doc__ or "").strip().splitlines()[0])
+    return table
+
+
+def topology_table(summary: Summary, plot: str) -> RenderableType:
+    """`murmurate topology show`."""
+    from dataclasses import asdict
+
+    table = figures_table(f"{summary.rule}, {summary.n} peers", asdict(summary))
+    return Group(table, Text(f"drawn into {plot}")) if plot else table
+
+
+def figures_table(title: str, figures: Mapping[str, Any]) -> Table:
+    """Named figures, one a row; a figure that was repeated shows its minimum, median and maximum."""
+    table = Table("figure", "value", title=title, title_justify="left")
+    for name, value in figures.items():
+        table.add_row(name, _figure(value))
+    return table
+
+
+def _figure(value: Any) -> str:
+    match value:
+        case {"min": low, "median": middle, "max": high}:
+            return f"{middle:.4g}  ({low:.4g} to {high:.4g})"
+        case dict():
+            return ", ".join(f"{key} {_figure(item)}" for key, item in value.items())
+        case list():
+            return "\n".join(_figure(item) for item in value) or "none"
+        case bool() | None:
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.4g}"
+        case _:
+            return str(value)
+
+
+# demo -------------------------------------------------------------------------------------------------
+
+
+def demo_table(state: DemoState) -> RenderableType:
+    """The live view of the demo."""
+    table = Table("peer", "state", "round", "loss", "accuracy", "sent", title=state.headline, title_justify="left")
+    for peer in state.peers:
+        table.add_row(
+            Text(f"{peer.name}{' (liar)' if peer.liar else ''}", "magenta" if peer.liar else ""),
+            _state(peer.state),
+            f"{peer.round} / {state.rounds}",
+            _number(peer.loss),
+            _number(peer.accuracy),
+            bytes_text(peer.bytes_sent),
+        )
+    return table
+
+
+def demo_verdict(result: DemoResult) -> RenderableType:
+    """What the demo showed."""
+    table = Table("honest peers' test accuracy", "mean", "worst", title_justify="left")
+    for name, mean, worst in result.comparison():
+        table.add_row(name, _number(mean), _number(worst))
+    lines = [Text(line) for line in result.sentences()]
+    return Panel(Group(table, *lines), title="verdict", expand=False)

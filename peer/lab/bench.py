@@ -1,0 +1,147 @@
+"""What the machine's limit is and how near we come: every figure is a ratio to a peer of it measured in the same run.
+
+Each repetition measures both sides one after the other, so that a machine whose speed drifts drifts under both.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from murmurate.peer.build import build_neighbourhood, build_topology
+from murmurate.peer.config import Config
+from murmurate.peer.protocol.events import Mix, PeerId, Turn
+from murmurate.peer.protocol.seams import Trainer
+
+from .bench_link import measure_link
+from .cohort import Cohort, loopback_configs
+
+PEERS = 8
+WARM_UP = 20  # rounds not counted: links come up, caches and clocks settle
+ROUNDS = 220
+LINK_BYTES = 100_000_000
+DIGITS_ROUNDS: dict[str, Any] = {
+    "task": {"name": "digits"},
+    "local": {"steps": 20, "batch_size": 32, "lr": 0.05},
+    "topology": {"rule": "ring"},
+    "rounds": {"max": ROUNDS, "eval_every": ROUNDS},
+    "liveness": {"join_s": 60.0},
+    "runtime": {"threads": 1, "snapshot_s": 3600.0},
+}
+
+Step = Callable[[], object]
+"""Called after each repetition, for a progress bar."""
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Minimum, median and maximum."""
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def report(repeats: int, figures: Mapping[str, Sequence[float]], **fixed: object) -> dict[str, Any]:
+    """A benchmark's result: each figure's median at the top, its spread below, and what it was measured on."""
+    medians = {name: statistics.median(values) for name, values in figures.items()}
+    packages = ("murmurate", "torch", "grpcio", "numpy")
+    return {
+        **fixed,
+        **medians,
+        "repeats": repeats,
+        "spread": {name: spread(values) for name, values in figures.items()},
+        "machine": {"cpu": _cpu(), "cores": len(os.sched_getaffinity(0)), "gpu": None},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def bench_rounds(repeats: int, step: Step) -> dict[str, Any]:
+    """Seconds per round of 8 daemons on a ring: digits MLP (6,570 parameters), 20 local steps of batch 32."""
+    seconds: list[float] = []
+    accuracies: list[float] = []
+    for _ in range(repeats):
+        per_round, accuracy = _daemons(DIGITS_ROUNDS)
+        seconds.append(per_round)
+        accuracies.append(accuracy)
+        step()
+    return report(repeats, {"seconds_per_round": seconds, "accuracy": accuracies}, peers=PEERS, rounds=ROUNDS)
+
+
+def bench_link(repeats: int, step: Step) -> dict[str, Any]:
+    """Loopback goodput of 100 MB payloads beside plain TCP; rounds of 8 daemons beside the same arithmetic in a loop."""
+    tcp: list[float] = []
+    link: list[float] = []
+    daemons: list[float] = []
+    loop: list[float] = []
+    for _ in range(repeats):
+        seconds = measure_link(LINK_BYTES, 3)
+        tcp.append(statistics.median(seconds["tcp_s"]))
+        link.append(statistics.median(seconds["link_s"]))
+        daemons.append(_daemons(DIGITS_ROUNDS)[0])
+        loop.append(_plain_loop(DIGITS_ROUNDS))
+        step()
+    cores = min(PEERS, len(os.sched_getaffinity(0)))
+    figures = {
+        "goodput_ratio_to_tcp": [a / b for a, b in zip(tcp, link, strict=True)],
+        "goodput_bytes_per_s": [LINK_BYTES / s for s in link],
+        "round_overhead_ratio": [a / b for a, b in zip(daemons, loop, strict=True)],
+        # The harder comparison: the loop's work spread over all cores without any loss.
+        "round_overhead_ratio_to_all_cores": [cores * a / b for a, b in zip(daemons, loop, strict=True)],
+        "seconds_per_round": daemons,
+        "loop_seconds_per_round": loop,
+    }
+    return report(repeats, figures, peers=PEERS, payload_bytes=LINK_BYTES)
+
+
+def _configs(folder: Path, table: Mapping[str, Any]) -> list[Config]:
+    return loopback_configs(folder, [f"peer-{i}" for i in range(PEERS)], table)
+
+
+def _daemons(table: Mapping[str, Any]) -> tuple[float, float]:
+    """(seconds per round after the warm-up, final mean accuracy) of real daemons."""
+    with tempfile.TemporaryDirectory(prefix="murmurate-bench-") as folder:
+        configs = _configs(Path(folder), table)
+        with Cohort(Path(folder), configs) as cohort:
+            cohort.start()
+            cohort.wait(lambda: not cohort.running(), timeout_s=600)
+            rows = {name: cohort.rows(name) for name in cohort.configs}
+    # The slowest peer's clock: a swarm is as fast as its last.
+    counted = [[row["seconds"] for row in peer if row["round"] > WARM_UP] for peer in rows.values()]
+    accuracies = [peer[-1]["accuracy"] for peer in rows.values()]
+    return max(statistics.mean(seconds) for seconds in counted), statistics.mean(accuracies)
+
+
+def _plain_loop(table: Mapping[str, Any]) -> float:
+    """Seconds per round of the same training and mixing in one loop: no network, no threads, no protocol."""
+    from murmurate.peer.learning.trainer import TorchTrainer, prepare
+
+    configs = _configs(Path(), table)
+    prepare(configs[0])
+    topology = build_topology(configs[0])
+    hoods = [build_neighbourhood(config, topology) for config in configs]
+    trainers: list[Trainer] = [TorchTrainer(config) for config in configs]
+    began = 0.0
+    for round in range(1, ROUNDS + 1):
+        if round == WARM_UP + 1:
+            began = time.perf_counter()
+        payloads = {PeerId(c.name): t.train(round).payload for c, t in zip(configs, trainers, strict=True)}
+        for trainer, hood in zip(trainers, hoods, strict=True):
+            weights = hood.edges(round).weights
+            trainer.mix(Mix(Turn(round), {peer: payloads[peer] for peer in weights}, weights))
+    return (time.perf_counter() - began) / (ROUNDS - WARM_UP)
+
+
+BENCHES: dict[str, Callable[[int, Step], dict[str, Any]]] = {"link": bench_link, "rounds": bench_rounds}

@@ -1,0 +1,201 @@
+"""The local control service: what `murmurate status | peers | leave | export | config` talk to.
+
+It listens on a Unix socket in the peer's folder, which only this user may open; there is no remote control.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import grpc.aio
+
+from murmurate.peer.errors import LocalError, MurmurateError
+from murmurate.peer.protocol.events import PeerId
+from murmurate.peer.toml import to_toml
+from murmurate.proto import control_pb2
+
+if TYPE_CHECKING:
+    from .daemon import Daemon
+
+SERVICE = "murmurate.Control"
+# sun_path has 108 bytes on Linux and 104 on macOS, the final zero included.
+SOCKET_PATH_MAX = 100
+# A daemon answers at once: its loop never blocks. Export copies and writes the model.
+CALL_S_MAX = 10.0
+EXPORT_S_MAX = 600.0
+
+# Request and reply of each method; the generated classes have no common typed base.
+MESSAGES: dict[str, tuple[Any, Any]] = {
+    "Status": (control_pb2.StatusRequest, control_pb2.StatusReply),
+    "Leave": (control_pb2.LeaveRequest, control_pb2.LeaveReply),
+    "Export": (control_pb2.ExportRequest, control_pb2.ExportReply),
+    "Config": (control_pb2.ConfigRequest, control_pb2.ConfigReply),
+}
+
+
+def socket_path(folder: Path) -> Path:
+    """Where the control socket of a peer's folder is: inside it or, when that path is too long, in a private folder."""
+    inside = folder.resolve() / "control.sock"
+    if len(os.fsencode(inside)) <= SOCKET_PATH_MAX:
+        return inside
+    name = hashlib.sha256(os.fsencode(inside)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"murmurate-{os.getuid()}" / f"{name}.sock"
+
+
+class ControlServer:
+    """The service of one running daemon."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._server = grpc.aio.server()
+        self._path: Path | None = None
+
+    async def start(self, folder: Path) -> None:
+        """Listen. Raises LocalError when the socket cannot be made."""
+        path = socket_path(folder)
+        try:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            path.unlink(missing_ok=True)  # the folder's lock is ours, so this is a dead daemon's
+            handlers = {"Status": self._status, "Leave": self._leave, "Export": self._export, "Config": self._config}
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, _unary(handlers)),))
+            before = os.umask(0o177)
+            try:
+                self._server.add_insecure_port(f"unix:{path}")
+                await self._server.start()
+            finally:
+                os.umask(before)
+        except (OSError, RuntimeError) as error:
+            raise LocalError(f"{path}: the control socket cannot be made: {error}") from None
+        self._path = path
+
+    async def stop(self) -> None:
+        """Answer what is under way, then close."""
+        if self._path is not None:
+            await self._server.stop(grace=1.0)
+            self._path.unlink(missing_ok=True)
+
+    async def _status(self, _request: Any, _context: Any) -> control_pb2.StatusReply:
+        daemon = self._daemon
+        figures = daemon.trainer.figures()
+        return control_pb2.StatusReply(
+            peer=daemon.config.name,
+            swarm=daemon.manifest.swarm_id.hex(),
+            phase=daemon.core.phase.value,
+            round=daemon.core.rounds.complete,
+            incarnation=daemon.store.incarnation,
+            uptime_s=time.monotonic() - daemon.started_at,
+            figures=figures,
+            bytes_sent=daemon.transport.bytes_sent,
+            bytes_received=daemon.transport.bytes_received,
+            snapshot_round=daemon.snapshot_round,
+            listen=daemon.config.listen,
+            metrics=daemon.metrics.address,
+            peers=[self._peer(peer) for peer in daemon.neighbourhood.links],
+        )
+
+    def _peer(self, peer: PeerId) -> control_pb2.PeerStatus:
+        daemon = self._daemon
+        counters = daemon.transport.counters(peer)
+        heard_at = daemon.core.membership.heard_at(peer)
+        return control_pb2.PeerStatus(
+            peer=peer,
+            state=daemon.core.state(peer).value,
+            address=daemon.config.peers[peer],
+            linked=daemon.transport.linked(peer),
+            round=daemon.core.rounds.round_of(peer),
+            bytes_sent=counters.bytes_sent,
+            bytes_received=counters.bytes_received,
+            heard_ago_s=daemon.now() - heard_at if heard_at else -1.0,
+            refusals=daemon.marks[peer],
+            last_refusal=daemon.refusals.get(peer, ""),
+        )
+
+    async def _leave(self, _request: Any, _context: Any) -> control_pb2.LeaveReply:
+        self._daemon.leave()
+        return control_pb2.LeaveReply()
+
+    async def _export(self, request: control_pb2.ExportRequest, context: Any) -> control_pb2.ExportReply:
+        try:
+            round = await self._daemon.export(Path(request.path))
+        except MurmurateError as error:
+            return await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return control_pb2.ExportReply(path=request.path, round=round)
+
+    async def _config(self, _request: Any, _context: Any) -> control_pb2.ConfigReply:
+        return control_pb2.ConfigReply(toml=to_toml(self._daemon.config))
+
+
+def _unary(handlers: Mapping[str, Callable[[Any, Any], Awaitable[Any]]]) -> dict[str, Any]:
+    return {
+        name: grpc.unary_unary_rpc_method_handler(
+            handler, MESSAGES[name][0].FromString, MESSAGES[name][1].SerializeToString
+        )
+        for name, handler in handlers.items()
+    }
+
+
+class ControlClient:
+    """Calls into the daemon that runs on a folder. Every method raises LocalError when there is none."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._path = socket_path(folder)
+
+    def status(self) -> dict[str, Any]:
+        """The daemon's StatusReply as plain values."""
+        return plain(self._call("Status"))
+
+    def leave(self) -> None:
+        """Ask the daemon to leave."""
+        self._call("Leave")
+
+    def export(self, path: Path) -> dict[str, Any]:
+        """Have the daemon write its model to `path`; returns the path and the round."""
+        return plain(self._call("Export", EXPORT_S_MAX, path=str(path.resolve())))
+
+    def config(self) -> str:
+        """The daemon's effective configuration, as TOML."""
+        return str(self._call("Config").toml)
+
+    def _call(self, method: str, timeout_s: float = CALL_S_MAX, **fields: Any) -> Any:
+        if not self._path.exists():
+            raise LocalError(f"{self._folder}: no daemon is running here")
+        request, reply = MESSAGES[method]
+        with grpc.insecure_channel(f"unix:{self._path}") as channel:
+            call = channel.unary_unary(
+                f"/{SERVICE}/{method}",
+                request_serializer=request.SerializeToString,
+                response_deserializer=reply.FromString,
+            )
+            try:
+                return call(request(**fields), timeout=timeout_s)
+            except grpc.RpcError as error:
+                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                    raise LocalError(str(error.details())) from None
+                why = (
+                    "does not answer"
+                    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                    else "is not running any more"
+                )
+                raise LocalError(f"{self._folder}: the daemon {why}") from None
+
+
+def plain(message: Any) -> dict[str, Any]:
+    """A protobuf message as dicts, lists and numbers (json_format would turn 64-bit integers into strings)."""
+    values: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            values[field.name] = dict(value)
+        elif field.message_type is not None:
+            values[field.name] = [plain(item) for item in value]
+        else:
+            values[field.name] = value
+    return values

@@ -1,0 +1,109 @@
+"""One peer's folder on disk: who it is, how often it was started, its newest snapshot.
+
+    FOLDER/lock                   held while a daemon runs: two daemons never share a folder
+    FOLDER/peer.json              {"peer", "swarm", "incarnation"}
+    FOLDER/snapshot.safetensors   everything a restart needs, written by the trainer
+    FOLDER/control.sock           the local control service
+
+Every file is written to a temporary name, synced, then renamed over the old one: whoever dies at any instant leaves
+either the old file whole or the new file whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import IO
+
+from murmurate.peer.errors import ConfigError, LocalError
+from murmurate.peer.protocol.seams import Write
+
+
+def write_whole(path: Path, write: Write) -> None:
+    """Replace `path` by what `write` writes, or leave it as it was and raise LocalError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the rename itself must survive a power cut
+        finally:
+            os.close(folder)
+    except Exception as error:
+        temporary.unlink(missing_ok=True)
+        # safetensors wraps the operating system's error in its own and keeps only the text.
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        why = "no space left on the disk" if full else str(error)
+        kept = " (the file from before is kept)" if path.exists() else ""
+        raise LocalError(f"{path}: could not be written: {why}{kept}") from error
+
+
+class Store:
+    """The folder of one peer, locked while open."""
+
+    def __init__(self, folder: Path, peer: str, swarm: str) -> None:
+        self.folder = folder
+        self.incarnation = 0
+        self._peer = peer
+        self._swarm = swarm
+        self._lock: IO[bytes] | None = None
+
+    @property
+    def snapshot(self) -> Path:
+        """Where the newest snapshot is, if there is one."""
+        return self.folder / "snapshot.safetensors"
+
+    def open(self) -> None:
+        """Lock the folder and count this start. Raises LocalError (in use, not writable), ConfigError (foreign)."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "lock").open("wb")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LocalError(f"{self.folder}: in use by another daemon; stop it or choose another state_dir") from None
+        except OSError as error:
+            raise LocalError(f"{self.folder}: cannot be used as state_dir: {error.strerror}") from None
+        for leftover in self.folder.glob(".*.new"):
+            leftover.unlink(missing_ok=True)
+        identity = self.folder / "peer.json"
+        if identity.exists():
+            self.incarnation = self._check(identity)
+        self.incarnation += 1
+        record = {"peer": self._peer, "swarm": self._swarm, "incarnation": self.incarnation}
+        write_whole(identity, lambda path: void(path.write_text(json.dumps(record) + "\n", encoding="utf-8")))
+
+    def _check(self, identity: Path) -> int:
+        try:
+            record = json.loads(identity.read_text(encoding="utf-8"))
+            peer, swarm, incarnation = record["peer"], record["swarm"], int(record["incarnation"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise LocalError(f"{identity}: damaged; remove the folder to start anew") from None
+        if peer != self._peer:
+            raise ConfigError(f"{self.folder}: belongs to peer {peer!r}; choose another state_dir for {self._peer!r}")
+        if swarm != self._swarm:
+            keep = f" (to go on from its model, set task.weights to {self.snapshot})" if self.snapshot.exists() else ""
+            raise ConfigError(
+                f"{self.folder}: belongs to swarm {swarm[:12]}, this configuration is swarm {self._swarm[:12]}; "
+                f"choose another state_dir or remove the folder{keep}"
+            )
+        return incarnation
+
+    def save(self, write: Write) -> None:
+        """Replace the snapshot. Raises LocalError; the old one is then untouched."""
+        write_whole(self.snapshot, write)
+
+    def close(self) -> None:
+        """Release the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def void(_: object) -> None:
+    """Turn an expression into a statement, for lambdas that must return nothing."""
