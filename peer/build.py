@@ -58,7 +58,8 @@ def build_manifest(config: Config, topology: Topology, model: Mapping[str, objec
             "exchange": config.exchange.model_dump(),
             "local": {"optimizer": config.local.optimizer, "sam": config.local.sam_rho > 0},
             "mixing": config.mixing.model_dump(),
-            "topology": {**config.topology.model_dump(), "graph": topology.digest()},
+            # The graph itself, not its options: a file's path is each peer's own.
+            "topology": {"rule": topology.rule, "graph": topology.digest()},
             "security": "none",
         }
     )

@@ -235,7 +235,7 @@ def split_address(address: str, key: str) -> tuple[str, int]:
 def load(path: Path, name: str = "") -> Config:
     """Read and check a TOML file; `name` replaces the file's, so that one file can serve all peers.
 
-    A relative state_dir, data or weights path counts from the file's folder.
+    A relative path in it (state_dir, task.data, task.weights, a graph's file) counts from the file's folder.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -251,7 +251,11 @@ def load(path: Path, name: str = "") -> Config:
     task = config.task.model_copy(
         update={key: str(base / value) if (value := getattr(config.task, key)) else "" for key in ("data", "weights")}
     )
-    return config.model_copy(update={"runtime": runtime, "task": task})
+    topology = config.topology
+    if isinstance(path_of_graph := topology.options.get("path"), str):
+        options = {**topology.options, "path": str(base / path_of_graph)}
+        topology = topology.model_copy(update={"options": options})
+    return config.model_copy(update={"runtime": runtime, "task": task, "topology": topology})
 
 
 def parse(table: dict[str, Any], where: str = "config") -> Config:

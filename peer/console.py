@@ -145,7 +145,7 @@ def rules_table(rules: Mapping[str, Rule]) -> Table:
     table = Table("rule", "options", "graph")
     for name, rule in sorted(rules.items()):
         options = ", ".join(f"{key} = {value!r}" for key, value in rule.options.items())
-        table.add_row(name, options, (rule.build.__doc__ or "").strip().splitlines()[0])
+        table.add_row(name, options, rule.about)
     return table
 
 
