@@ -38,4 +38,4 @@ clean:  ## remove the virtual environment, caches and built packages
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("murmurate needs Python 3.11 or newer, and \
 	$(PYTHON) is %d.%d: try `make PYTHON=python3.11 $(MAKECMDGOALS)`" % sys.version_info[:2])'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }  # half a .venv would pass for a whole one

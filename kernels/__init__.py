@@ -1,4 +1,4 @@
-"""The heavy arithmetic on flat vectors, one name for every device: CPU tensors go to `cpu`, all others to `reference`."""
+"""The heavy arithmetic on flat vectors: CPU tensors go to `cpu`, those of any other device to `reference`."""
 
 from __future__ import annotations
 

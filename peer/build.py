@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from murmurate.peer.config import Config
 from murmurate.peer.errors import ConfigError
@@ -13,8 +13,6 @@ from murmurate.peer.protocol.neighbourhood import Neighbourhood
 from murmurate.peer.protocol.rounds import Pacing
 from murmurate.topology import Topology
 
-PROTOCOL_VERSION = 1
-
 
 def build_topology(config: Config) -> Topology:
     """The graph of the whole swarm. Raises ConfigError when the rule cannot draw it."""
@@ -24,6 +22,12 @@ def build_topology(config: Config) -> Topology:
         )
     except ValueError as error:
         raise ConfigError(f"topology: {error}") from None
+
+
+def degree_min(topology: Topology) -> int:
+    """The fewest neighbours that any peer hears in any round."""
+    rounds = range(topology.period or 1)
+    return min(len(topology.row(i, round).weights) for i in range(topology.n) for round in rounds)
 
 
 def build_neighbourhood(config: Config, topology: Topology) -> Neighbourhood:
@@ -46,15 +50,21 @@ def build_core(config: Config, neighbourhood: Neighbourhood) -> Peer:
     return Peer(neighbourhood, pacing, config.liveness.heartbeat_s, config.liveness.timeout_s)
 
 
-def build_manifest(config: Config, topology: Topology, model: Mapping[str, object]) -> Manifest:
-    """All that the peers of a swarm must agree on; `model` is the trainer's part (parameters and first weights)."""
+def build_manifest(
+    config: Config, topology: Topology, schema: Sequence[tuple[str, tuple[int, ...], str]], base: str
+) -> Manifest:
+    """All that the peers of a swarm must agree on.
+
+    `schema`: name, shape and dtype of every parameter in canonical order; `base`: where the first weights came from.
+    """
     return Manifest.of(
         {
-            "protocol": PROTOCOL_VERSION,
             "swarm": config.swarm.model_dump(),
             "peers": list(config.roster),
             "task": {"name": config.task.name, "options": config.task.options},
-            "model": dict(model),
+            "base": base,
+            "parameters": {name: f"{dtype} {list(shape)}" for name, shape, dtype in schema},
+            "parameter_order": [name for name, _, _ in schema],
             "exchange": config.exchange.model_dump(),
             "local": {"optimizer": config.local.optimizer, "sam": config.local.sam_rho > 0},
             "mixing": config.mixing.model_dump(),

@@ -13,6 +13,7 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -28,8 +29,9 @@ from murmurate.peer.config import Config, load, parse
 from murmurate.peer.errors import ConfigError, LocalError, MurmurateError
 from murmurate.peer.toml import to_toml
 
-OUT = Console(highlight=False, soft_wrap=True)
-ERR = Console(stderr=True, highlight=False, soft_wrap=True)
+# Names, paths and other peers' words are shown as they are: no markup in them is obeyed.
+OUT = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+ERR = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,15 +47,22 @@ def main(argv: list[str] | None = None) -> int:
         ERR.print("interrupted")
         return 130
     except BrokenPipeError:  # `murmurate ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 1
     return 0
 
 
+def _discard_output() -> None:
+    """Nobody reads it any more; without this, Python would fail once more when it flushes at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _complain(error: MurmurateError, arguments: argparse.Namespace, code: int) -> int:
-    if error.__cause__ is not None and arguments.traceback:
-        traceback.print_exception(error.__cause__)
-    ERR.print(f"murmurate: {error}", style="red", markup=False)
+    if arguments.traceback:
+        traceback.print_exception(error)
+    ERR.print(f"murmurate: {error}", style="red")
+    if error.__cause__ is not None and not arguments.traceback:
+        ERR.print("murmurate: --traceback shows where it came from", style="dim")
     return code
 
 
@@ -71,27 +80,25 @@ def _show(arguments: argparse.Namespace, value: object, rendered: Callable[[], R
 
 def _run(arguments: argparse.Namespace) -> None:
     config = _config_of(arguments)
-    from murmurate.peer.learning.trainer import TorchTrainer, prepare
-
-    from murmurate.peer.build import build_manifest, build_topology
+    from murmurate.peer.build import build_manifest, build_topology, degree_min
+    from murmurate.peer.learning.trainer import make_trainer, prepare
     from murmurate.peer.runtime.daemon import Daemon, check_listen
 
     check_listen(config)
     topology = build_topology(config)
     prepare(config)
-    trainer = TorchTrainer(config)
-    manifest = build_manifest(config, topology, trainer.manifest_part())
-    tell: Callable[[Mapping[str, Any]], None]
-    if arguments.json:
-        tell = _print_json
-    else:
-        OUT.print(view.run_header(config, manifest.swarm_id.hex(), trainer.parameters))
-        tell = _tell_line
+    trainer = make_trainer(config, degree_min(topology))
+    manifest = build_manifest(config, topology, trainer.schema, trainer.base)
+    if not arguments.json:
+        OUT.print(view.run_header(config, manifest.swarm_id.hex(), trainer.payload_bytes))
+
+    def tell(row: Mapping[str, Any]) -> None:
+        try:
+            _show(arguments, row, lambda: view.run_line(row))
+        except (BrokenPipeError, SystemExit):  # rich makes a SystemExit of it; the training goes on
+            _discard_output()
+
     Daemon(config, trainer, manifest, topology, tell).run()
-
-
-def _tell_line(row: Mapping[str, Any]) -> None:
-    OUT.print(view.run_line(row))
 
 
 def _config_of(arguments: argparse.Namespace) -> Config:
@@ -140,7 +147,11 @@ def _init(arguments: argparse.Namespace) -> None:
         "topology": {"rule": arguments.topology},
         "runtime": {"insecure": arguments.insecure},
     }
-    text = to_toml(parse(table, "init"))
+    config = parse(table, "init")
+    from murmurate.peer.build import build_topology
+
+    build_topology(config)  # a graph that these peers cannot form is better refused here than on every machine
+    text = to_toml(config)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -169,7 +180,7 @@ def _options(pairs: list[str], option: str) -> dict[str, Any]:
         key, value = _pair(text, option)
         try:
             values[key] = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
+        except ValueError:
             values[key] = value
     return values
 
@@ -195,18 +206,32 @@ def _topology_show(arguments: argparse.Namespace) -> None:
     if arguments.plot:
         from murmurate.topology.draw import draw
 
-        draw(topology, Path(arguments.plot))
+        try:
+            draw(topology, Path(arguments.plot))
+        except OSError as error:
+            raise LocalError(f"{arguments.plot}: cannot be written: {error.strerror}") from None
     _show(arguments, asdict(summary), lambda: view.topology_table(summary, arguments.plot))
 
 
 def _sim(arguments: argparse.Namespace) -> None:
-    from murmurate.peer.lab.sim import run_sim
+    from murmurate.peer.lab.sim import run_sim, sim_weather
 
     with view.progress(ERR) as progress:
-        result = run_sim(arguments, progress)
+        task = progress.add_task("seeds", total=arguments.seeds)
+        result = run_sim(
+            peers=arguments.peers,
+            seeds=range(arguments.seed, arguments.seed + arguments.seeds),
+            storm_s=arguments.seconds,
+            calm_s=arguments.calm,
+            weather=sim_weather(arguments.loss, arguments.crash, arguments.storm),
+            topology=arguments.topology,
+            options=_options(arguments.option, "--option"),
+            task=arguments.task,
+            step=lambda: progress.advance(task),
+        )
     _show(arguments, result, lambda: view.figures_table("simulation", result))
-    if result["violations"]:
-        raise LocalError(f"{len(result['violations'])} safety violations: a bug in the protocol; the seed repeats it")
+    if result["violations"] or result["stalled_seeds"]:
+        raise LocalError("violations or stalled peers: a bug in the protocol, and the seed repeats it")
 
 
 def _bench(arguments: argparse.Namespace) -> None:
@@ -239,12 +264,13 @@ def _completion(arguments: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("murmurate", description="Decentralized peer-to-peer training.")
     parser.add_argument("--version", action="version", version=f"murmurate {version('murmurate')}")
-    parser.add_argument("--traceback", action="store_true", help="show where an error in your own task came from")
+    _add_traceback(parser, default=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, command: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         sub.set_defaults(command=command)
+        _add_traceback(sub, default=argparse.SUPPRESS)
         if name not in ("init", "completion"):
             sub.add_argument("--json", action="store_true", help="machine-readable: JSON on the last line of stdout")
         return sub
@@ -272,6 +298,11 @@ def _parser() -> argparse.ArgumentParser:
     completion = add("completion", _completion, "print a completion script for your shell")
     completion.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
     return parser
+
+
+def _add_traceback(parser: argparse.ArgumentParser, default: Any) -> None:
+    """Before the command or behind it; the second place must not undo the first, so it has no default."""
+    parser.add_argument("--traceback", action="store_true", default=default, help="show where an error came from")
 
 
 def _add_target(parser: argparse.ArgumentParser) -> None:
@@ -311,11 +342,15 @@ def _add_topology(commands: Any) -> None:
 
 def _add_sim(sim: argparse.ArgumentParser) -> None:
     sim.add_argument("--peers", type=_positive, default=16, help="number of peers (default: %(default)s)")
-    sim.add_argument("--seconds", type=float, default=120.0, help="virtual seconds of faults (default: %(default)s)")
+    sim.add_argument("--seconds", type=float, default=60.0, help="virtual seconds with faults (default: %(default)s)")
+    sim.add_argument("--calm", type=float, default=60.0, help="virtual seconds after them (default: %(default)s)")
     sim.add_argument("--seed", type=int, default=0, help="the whole run is a function of it (default: %(default)s)")
     sim.add_argument("--seeds", type=_positive, default=1, help="run this many seeds from --seed on (default: 1)")
     sim.add_argument("--loss", type=_probability, default=0.0, help="share of lost envelopes (default: %(default)s)")
     sim.add_argument("--crash", type=_probability, default=0.0, help="share of peers that crash and restart")
+    sim.add_argument(
+        "--storm", action="store_true", help="also duplicates, replays, broken links, partitions, slow peers"
+    )
     sim.add_argument("--topology", default="random_regular", help="graph (default: %(default)s)")
     sim.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the graph")
     sim.add_argument("--task", default="quadratic", help="quadratic, or a real task such as digits")
@@ -333,17 +368,17 @@ def _add_bench(commands: Any) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} should be at least 1")
-    return value
+    with suppress(ValueError):
+        if (value := int(text)) >= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} should be a whole number, at least 1")
 
 
 def _probability(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} should be from 0 to 1")
-    return value
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) <= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} should be a number from 0 to 1")
 
 
 if __name__ == "__main__":

@@ -8,17 +8,26 @@ Whether a choice exists (an optimizer, a rule, a graph) is known to the registry
 from __future__ import annotations
 
 import difflib
+import ipaddress
+import json
+import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from murmurate.peer.errors import ConfigError
 
 Option = str | int | float | bool | list[float]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+NAME_RULE = "should be 1 to 64 letters, digits, dots, dashes or underscores, the first a letter or a digit"
+# A host name, an IPv4 address, or an IPv6 address in brackets.
+ADDRESS_PATTERN = re.compile(r"(?:([A-Za-z0-9._-]+)|\[([0-9A-Fa-f:.]+(?:%[A-Za-z0-9._-]+)?)\]):([0-9]{1,5})")
+
+SHOWN_MAX = 60  # characters of a value in an error (a guess)
 
 
 class Section(BaseModel):
@@ -52,7 +61,8 @@ class Task(Section):
     alpha: float = Field(default=0.5, gt=0)
     """Concentration of `dirichlet`: 0.1 is strong label skew, 100 is nearly iid."""
     weights: str = ""
-    """A safetensors file with the first weights (a pretrained model); empty: drawn from `swarm.seed`."""
+    """A safetensors file with the first weights (a pretrained model), the same in all peers; empty: drawn from
+    `swarm.seed`."""
 
 
 class Local(Section):
@@ -63,7 +73,8 @@ class Local(Section):
     batch_size: int = Field(default=32, ge=1)
     """Examples per step."""
     optimizer: str = "sgd"
-    """A class of torch.optim or (when installed) of the library pytorch-optimizer by name, or `polyak` (MoNNA's)."""
+    """A class of torch.optim or (when installed) of the library pytorch-optimizer by name, or `polyak` (MoNNA's).
+    All peers must agree on it, and on SAM or no SAM."""
     lr: float = Field(default=0.05, gt=0)
     """Learning rate."""
     options: dict[str, Option] = Field(default_factory=lambda: {"momentum": 0.9})
@@ -160,6 +171,13 @@ class Runtime(Section):
     prometheus: str = ""
     """host:port of a Prometheus endpoint; empty: none."""
 
+    @field_validator("listen", "prometheus")
+    @classmethod
+    def _address(cls, address: str, info: ValidationInfo) -> str:
+        if address:
+            split_address(address, f"runtime.{info.field_name}")
+        return address
+
 
 class Attack(Section):
     """For experiments only: this peer lies. The default is an honest peer."""
@@ -191,8 +209,14 @@ class Config(Section):
     @field_validator("peers")
     @classmethod
     def _addresses(cls, peers: dict[str, str]) -> dict[str, str]:
+        owners: dict[tuple[str, int], str] = {}
         for name, address in peers.items():
-            split_address(address, f"peers.{name}")
+            key = f"peers.{_shown_key(name)}"
+            if not re.fullmatch(NAME_PATTERN, name):
+                raise ValueError(f"{key}: the name {NAME_RULE}")
+            host, port = split_address(address, key)
+            if port and (other := owners.setdefault((host.lower(), port), name)) != name:
+                raise ValueError(f"{key} = {address!r}: is the address of {other} too; each peer should have its own")
         return peers
 
     @model_validator(mode="after")
@@ -225,35 +249,48 @@ class Config(Section):
 
 
 def split_address(address: str, key: str) -> tuple[str, int]:
-    """`host:port` -> (host, port). Raises ValueError naming `key`."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f"{key} = {address!r} should be host:port, e.g. 192.168.1.5:7000")
-    return host.strip("[]"), int(port)
+    """`host:port` or `[IPv6]:port` -> (host, port). Raises ValueError naming `key`."""
+    match = ADDRESS_PATTERN.fullmatch(address)
+    if match and int(match[3]) <= 65535 and (match[1] or _is_ipv6(match[2])):
+        return match[1] or match[2], int(match[3])
+    raise ValueError(f"{key} = {_shown(address)}: should be host:port, e.g. 192.168.1.5:7000 or [::1]:7000")
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def load(path: Path, name: str = "") -> Config:
     """Read and check a TOML file; `name` replaces the file's, so that one file can serve all peers.
 
-    A relative path in it (state_dir, task.data, task.weights, a graph's file) counts from the file's folder.
+    A relative path in it (state_dir, task.data, task.weights, a graph's file) counts from the file's folder, and `~` is
+    the user's home.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; `murmurate init` writes one") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file in UTF-8: {error.reason} at byte {error.start}") from None
+    except (ValueError, RecursionError) as error:  # tomllib's own, and what it lets through: huge integers, deep lists
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     config = parse({**table, "name": name} if name else table, str(path))
     base = path.resolve().parent
-    runtime = config.runtime.model_copy(update={"state_dir": str(base / config.state_dir)})
-    task = config.task.model_copy(
-        update={key: str(base / value) if (value := getattr(config.task, key)) else "" for key in ("data", "weights")}
-    )
+
+    def found(value: str) -> str:
+        return str(base / os.path.expanduser(value)) if value else ""
+
+    runtime = config.runtime.model_copy(update={"state_dir": found(str(config.state_dir))})
+    task = config.task.model_copy(update={"data": found(config.task.data), "weights": found(config.task.weights)})
     topology = config.topology
     if isinstance(path_of_graph := topology.options.get("path"), str):
-        options = {**topology.options, "path": str(base / path_of_graph)}
+        options = {**topology.options, "path": found(path_of_graph)}
         topology = topology.model_copy(update={"options": options})
     return config.model_copy(update={"runtime": runtime, "task": task, "topology": topology})
 
@@ -263,31 +300,59 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
     try:
         return Config.model_validate(table)
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(fault) for fault in error.errors(include_url=False))
+        lines = dict.fromkeys(_explain(fault, table) for fault in error.errors(include_url=False))
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
-def _explain(fault: Any) -> str:
+def _explain(fault: Any, table: dict[str, Any]) -> str:
     """One pydantic fault -> `key = value: what would be right`."""
-    path = tuple(part for part in fault["loc"] if isinstance(part, str) and "[" not in part)
-    key = ".".join(path)
-    if "options" in path:  # one fault for the whole union instead of one for each member
-        key = ".".join(path[: path.index("options") + 2])
-        return f"{key}: should be a string, a number, a list of numbers, true or false"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "extra_forbidden":
-        known = _keys_at(path[:-1])
-        close = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"known here: {', '.join(known)}"
-        return f"{key}: unknown key; {hint}"
-    if fault["type"] == "missing":
-        return f"{key}: is required, and missing"
-    if fault["type"] == "value_error":
-        return f"{key}: {message}" if key and not message.startswith(key) else message
-    return f"{key} = {fault['input']!r}: {message[0].lower()}{message[1:]}"
+    path, value = [str(part) for part in fault["loc"]], fault["input"]
+    if in_options := path[1:2] == ["options"] and path[0] != "peers" and len(path) > 2:
+        path = path[:3]  # what follows is a member of the union: one fault for all of them
+        value = table[path[0]]["options"][path[2]]
+    key = ".".join(map(_shown_key, path))
+    message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"{key}: unknown key; {_suggest(path)}"
+        case "missing" if key == "name":
+            return "name: is required, and missing; a file for several peers is told it with --name"
+        case "missing":
+            return f"{key}: is required, and missing"
+        case "value_error":
+            return f"{key}: {message}" if key and not message.startswith(key) else message
+        case "model_type" | "dict_type":
+            message = f"should be a table: [{key}]"
+        case "string_pattern_mismatch":
+            message = NAME_RULE
+        case _ if in_options:
+            message = "should be a string, a finite number, a list of finite numbers, true or false"
+        case _:
+            pass
+    return f"{key} = {_shown(value)}: {message}"
 
 
-def _keys_at(path: tuple[str, ...]) -> list[str]:
+def _suggest(path: list[str]) -> str:
+    """For a key that nobody knows: the one that was probably meant, or all there are."""
+    known, wanted = _keys_at(path[:-1]), path[-1]
+    if close := difflib.get_close_matches(wanted, known, n=1):
+        return f"did you mean {close[0]}?"
+    for section in Config.model_fields:
+        if wanted in _keys_at([section]):
+            return f"did you mean {section}.{wanted}?"
+    return f"known here: {', '.join(known)}"
+
+
+def _shown_key(part: str) -> str:
+    return part if re.fullmatch(NAME_PATTERN, part) else json.dumps(part)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_MAX else f"{text[: SHOWN_MAX - 3]}..."
+
+
+def _keys_at(path: list[str]) -> list[str]:
     model: type[BaseModel] = Config
     for part in path:
         annotation = model.model_fields[part].annotation

@@ -12,9 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from murmurate.peer.lab.demo import DemoResult, DemoState
-
     from murmurate.peer.config import Config
+    from murmurate.peer.lab.demo import DemoResult, DemoState
     from murmurate.topology import Rule, Summary
 
 STATE_STYLES = {
@@ -56,14 +55,19 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _figure4(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"  # JSON has no word for it, so it comes as None
+
+
 # run, status, peers ---------------------------------------------------------------------------------
 
 
-def run_header(config: Config, swarm: str, parameters: int) -> Text:
+def run_header(config: Config, swarm: str, payload_bytes: int) -> Text:
     """The first line of `murmurate run`."""
     rule = f"{config.mixing.rule} (f = {config.mixing.f})" if config.mixing.f else config.mixing.rule
     text = Text(
-        f"{config.name} of swarm {config.swarm.name} {swarm[:12]}: {config.task.name}, {parameters:,} parameters, "
+        f"{config.name} of swarm {config.swarm.name} {swarm[:12]}: {config.task.name}, updates of "
+        f"{bytes_text(payload_bytes)}, "
     )
     text.append(f"{config.topology.rule} of {len(config.peers)}, {rule}; listening on {config.listen}")
     if config.runtime.insecure:
@@ -77,7 +81,7 @@ def run_line(row: Mapping[str, Any]) -> Text:
     """One line of `murmurate run`: one per round, and one for whatever else happened."""
     kind = row["kind"]
     if kind == "round":
-        figures = " ".join(f"{name} {row[name]:.4f}" for name in ("loss", "accuracy", "test_loss") if name in row)
+        figures = " ".join(f"{name} {_figure4(row[name])}" for name in ("loss", "accuracy", "test_loss") if name in row)
         text = Text(f"round {row['round']:>5}  {figures}  {row['seconds']:.2f} s (waited {row['waited_s']:.2f})  ")
         text.append(f"mixed {len(row['folded'])}")
         if row["missing"]:
@@ -104,7 +108,7 @@ def status_panel(status: Mapping[str, Any]) -> Panel:
     rows: list[tuple[str, RenderableType]] = [
         ("doing", _state(status["phase"])),
         ("round", str(status["round"])),
-        *((name, f"{value:.4f}") for name, value in sorted(status["figures"].items())),
+        *((name, _figure4(value)) for name, value in sorted(status["figures"].items())),
         ("snapshot", f"after round {status['snapshot_round']}" if status["snapshot_round"] else "none yet"),
         ("traffic", f"{bytes_text(status['bytes_sent'])} sent, {bytes_text(status['bytes_received'])} received"),
         ("links", f"{sum(peer['linked'] for peer in status['peers'])} of {len(status['peers'])}"),

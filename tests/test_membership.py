@@ -196,6 +196,21 @@ def test_an_earlier_life_is_not_listened_to(state: PeerState) -> None:
     assert members.heard_at(B) == 10.0
 
 
+@pytest.mark.xfail(reason="a link of an earlier life takes the incarnation back and says alive")
+def test_a_link_of_an_earlier_life_says_nothing() -> None:
+    members = with_b(PeerState.DEAD)
+    assert members.handle(up(B, 1), 20.0) == []
+    assert members.state(B) is PeerState.DEAD
+    assert members.handle(said(B, incarnation=1), 20.0) == []
+
+
+@pytest.mark.xfail(reason="a link that was opened before the goodbye and is told after it says alive")
+def test_a_link_of_the_life_that_said_goodbye_does_not_resurrect() -> None:
+    members = with_b(PeerState.LEFT)
+    assert members.handle(up(B, 2), 10.5) == []
+    assert members.state(B) is PeerState.LEFT
+
+
 def test_what_the_goodbye_of_an_earlier_life_does_not_end() -> None:
     members = with_b(PeerState.LEFT)
     members.handle(up(B, 3), 20.0)

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from murmurate.peer.build import build_neighbourhood, build_topology
+from murmurate.peer.build import build_neighbourhood, build_topology, degree_min
 from murmurate.peer.config import Config
 from murmurate.peer.protocol.events import Mix, PeerId, Turn
 from murmurate.peer.protocol.seams import Trainer
@@ -81,7 +81,7 @@ def bench_rounds(repeats: int, step: Step) -> dict[str, Any]:
 
 
 def bench_link(repeats: int, step: Step) -> dict[str, Any]:
-    """Loopback goodput of 100 MB payloads beside plain TCP; rounds of 8 daemons beside the same arithmetic in a loop."""
+    """Goodput of 100 MB payloads beside plain TCP; rounds of 8 daemons beside the same arithmetic in one loop."""
     tcp: list[float] = []
     link: list[float] = []
     daemons: list[float] = []
@@ -126,13 +126,13 @@ def _daemons(table: Mapping[str, Any]) -> tuple[float, float]:
 
 def _plain_loop(table: Mapping[str, Any]) -> float:
     """Seconds per round of the same training and mixing in one loop: no network, no threads, no protocol."""
-    from murmurate.peer.learning.trainer import TorchTrainer, prepare
+    from murmurate.peer.learning.trainer import make_trainer, prepare
 
     configs = _configs(Path(), table)
     prepare(configs[0])
     topology = build_topology(configs[0])
     hoods = [build_neighbourhood(config, topology) for config in configs]
-    trainers: list[Trainer] = [TorchTrainer(config) for config in configs]
+    trainers: list[Trainer] = [make_trainer(config, degree_min(topology)) for config in configs]
     began = 0.0
     for round in range(1, ROUNDS + 1):
         if round == WARM_UP + 1:

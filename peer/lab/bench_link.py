@@ -29,9 +29,7 @@ def measure_link(payload_bytes: int, repeats: int) -> dict[str, int | list[float
     payload = os.urandom(payload_bytes)
     command = [sys.executable, "-P", "-m", "murmurate.peer.lab.bench_link", str(payload_bytes)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with subprocess.Popen(  # noqa: S603 - our own module
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as sink:
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sink:
         assert sink.stdin is not None
         assert sink.stdout is not None
         with sink.stdin:  # closing it ends the sink

@@ -7,6 +7,7 @@ a process of their own, on the simulator: the same core, tasks and attacks in vi
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -26,7 +27,7 @@ NAMES = tuple(f"peer-{i}" for i in range(8))
 LIARS = ("peer-2", "peer-5")
 VICTIM = "peer-4"
 KILLED_AT = 0.3  # of the rounds: early enough that the restarted process is back well before the end
-ATTACK_SCALE = 4.0  # a plain mean of 3 honest models and 2 of these points backwards
+ATTACK_SCALE = 2.0  # a plain mean of 3 honest models and 2 of these points backwards
 TIMEOUT_S = 300.0
 LOOK_S = 0.5  # eight status calls each time: often enough for the eye, and the cores belong to the daemons
 
@@ -164,10 +165,7 @@ class Demo:
     def run(self) -> Iterator[DemoState]:
         """Run it, yielding what is to be seen."""
         self.cohort.start()
-        command = [sys.executable, "-m", "murmurate.peer.lab.baselines", str(self.rounds), str(self._seed)]
-        target = (self.out / "swarm" / "baselines.json").open("wb")
-        with target:
-            self._baselines = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=target)  # noqa: S603 our own interpreter and module
+        self._baselines = self._start_baselines()
         for _ in self.cohort.polls(TIMEOUT_S, LOOK_S):
             self._disturb()
             yield self._state()
@@ -176,6 +174,13 @@ class Demo:
         if self._baselines.returncode != 0:
             raise LocalError(f"the baselines ended with code {self._baselines.returncode}")
         yield self._state()
+
+    def _start_baselines(self) -> subprocess.Popen[bytes]:
+        target = self.out / "swarm" / "baselines.json"
+        module = "murmurate.peer.lab.baselines"
+        command = [sys.executable, "-m", module, str(self.rounds), str(self._seed), str(target)]
+        environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
 
     def _disturb(self) -> None:
         """Kill the victim when its time has come, and start it again at once."""

@@ -6,12 +6,15 @@ It listens on a Unix socket in the peer's folder, which only this user may open;
 from __future__ import annotations
 
 import hashlib
+import math
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
@@ -49,6 +52,21 @@ def socket_path(folder: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"murmurate-{os.getuid()}" / f"{name}.sock"
 
 
+def _target(path: Path) -> str:
+    """gRPC's name of a Unix socket: a URI, in which `%`, `#` and `?` have a meaning."""
+    return f"unix:{quote(os.fsencode(path))}"
+
+
+def _make_private(folder: Path) -> None:
+    """Raises LocalError when others could put their own socket in our socket's place."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o022:
+        raise LocalError(
+            f"{folder}: should be a folder that only this user may write to; remove it, or choose another state_dir"
+        )
+
+
 class ControlServer:
     """The service of one running daemon."""
 
@@ -61,16 +79,17 @@ class ControlServer:
         """Listen. Raises LocalError when the socket cannot be made."""
         path = socket_path(folder)
         try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
+            if path.parent != folder.resolve():
+                _make_private(path.parent)
             path.unlink(missing_ok=True)  # the folder's lock is ours, so this is a dead daemon's
             handlers = {"Status": self._status, "Leave": self._leave, "Export": self._export, "Config": self._config}
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, _unary(handlers)),))
             before = os.umask(0o177)
             try:
-                self._server.add_insecure_port(f"unix:{path}")
-                await self._server.start()
+                self._server.add_insecure_port(_target(path))  # makes the socket
             finally:
-                os.umask(before)
+                os.umask(before)  # before anybody else has a turn: it is the whole process's
+            await self._server.start()
         except (OSError, RuntimeError) as error:
             raise LocalError(f"{path}: the control socket cannot be made: {error}") from None
         self._path = path
@@ -164,27 +183,36 @@ class ControlClient:
         """The daemon's effective configuration, as TOML."""
         return str(self._call("Config").toml)
 
-    def _call(self, method: str, timeout_s: float = CALL_S_MAX, **fields: Any) -> Any:
-        if not self._path.exists():
+    def _call(self, method: str, timeout_s: float | None = None, **fields: Any) -> Any:
+        if not os.path.exists(self._path):
             raise LocalError(f"{self._folder}: no daemon is running here")
         request, reply = MESSAGES[method]
-        with grpc.insecure_channel(f"unix:{self._path}") as channel:
+        with grpc.insecure_channel(_target(self._path)) as channel:
             call = channel.unary_unary(
                 f"/{SERVICE}/{method}",
                 request_serializer=request.SerializeToString,
                 response_deserializer=reply.FromString,
             )
             try:
-                return call(request(**fields), timeout=timeout_s)
+                return call(request(**fields), timeout=timeout_s or CALL_S_MAX)
             except grpc.RpcError as error:
-                if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
-                    raise LocalError(str(error.details())) from None
-                why = (
-                    "does not answer"
-                    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-                    else "is not running any more"
-                )
-                raise LocalError(f"{self._folder}: the daemon {why}") from None
+                raise LocalError(self._explain(error.code(), str(error.details()))) from None
+
+    def _explain(self, code: grpc.StatusCode, details: str) -> str:
+        match code:
+            case grpc.StatusCode.FAILED_PRECONDITION:
+                return details
+            case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+                return f"{self._folder}: the daemon is not running any more"
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                return f"{self._folder}: the daemon does not answer"
+            case _:
+                return f"{self._folder}: the daemon could not do it: {details}"
+
+
+def finite(value: object) -> object:
+    """`value`, or None for a number that JSON cannot express."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plain(message: Any) -> dict[str, Any]:
@@ -193,7 +221,7 @@ def plain(message: Any) -> dict[str, Any]:
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            values[field.name] = dict(value)
+            values[field.name] = {key: finite(item) for key, item in value.items()}
         elif field.message_type is not None:
             values[field.name] = [plain(item) for item in value]
         else:

@@ -13,9 +13,14 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
+
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import aio as grpc_health  # pyright: ignore[reportAttributeAccessIssue]: its public name
 
 from murmurate.peer.build import build_core, build_neighbourhood
 from murmurate.peer.config import Config, split_address
@@ -45,13 +50,16 @@ from murmurate.peer.protocol.events import (
     Train,
     Verdict,
 )
+from murmurate.peer.protocol.rounds import Phase
 from murmurate.peer.protocol.seams import Trainer, Write
 from murmurate.topology import Topology
 
-from .control import ControlServer
+from .control import ControlServer, finite
 from .metrics import Metrics, Row
 from .store import Store, write_whole
 from .transport import GrpcTransport
+
+T = TypeVar("T")
 
 
 class Daemon:
@@ -76,18 +84,24 @@ class Daemon:
         self._training = ThreadPoolExecutor(1, "training")
         self._disk = ThreadPoolExecutor(1, "disk")
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._early: list[Event] | None = []  # what came before the core was told that we started
         self._saves = 0  # how many were asked for: an older one is not worth writing any more
         self._leaving = False
-        self._error: MurmurateError | None = None
-        self._round_began_at = self.started_at
+        self._error: Exception | None = None
+        self._ends_at: asyncio.TimerHandle | None = None
+        self._round_began_at = 0.0
 
     def run(self) -> None:
-        """Run until this peer has left. Raises LocalError or ConfigError when it could not start or go on."""
-        asyncio.run(self._run())
+        """Run until this peer has left, which SIGTERM and SIGINT make it do. Raises as `live` does."""
+        asyncio.run(self.live((signal.SIGTERM, signal.SIGINT)))
 
     # Life ---------------------------------------------------------------------------------------------
 
-    async def _run(self) -> None:
+    async def live(self, signals: Collection[signal.Signals] = ()) -> None:
+        """The same on a loop where other peers may live as well.
+
+        Raises LocalError or ConfigError when it could not start or go on.
+        """
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
         runtime = self.config.runtime
@@ -97,13 +111,15 @@ class Daemon:
                 self.store.folder, self.config.name, runtime.tensorboard, runtime.prometheus, self._warn
             )
             try:
-                await self._serve(await self._restore())
+                await self._serve(await self._restore(), signals)
             finally:
                 self.metrics.close()
         finally:
             self._training.shutdown(wait=False, cancel_futures=True)
-            self._disk.shutdown()
+            await asyncio.to_thread(self._disk.shutdown)
             self.store.close()
+            if self._ends_at is not None:
+                self._ends_at.cancel()
         if self._error is not None:
             raise self._error
 
@@ -111,21 +127,26 @@ class Daemon:
         if not self.store.snapshot.exists():
             return 0
         restoring = self._loop.run_in_executor(self._training, self.trainer.restore, self.store.snapshot)
-        self.snapshot_round = await restoring
+        self.snapshot_round = await self._outcome("restore", restoring)
         return self.snapshot_round
 
-    async def _serve(self, round: int) -> None:
+    async def _serve(self, round: int, signals: Collection[signal.Signals]) -> None:
         self.transport = self._make_transport()
+        health = grpc_health.HealthServicer()  # says SERVING from the start
+        self.transport.extend(lambda server: health_pb2_grpc.add_HealthServicer_to_server(health, server))
         control = ControlServer(self)
         await self.transport.start()
         try:
             await control.start(self.store.folder)
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in signals:
                 self._loop.add_signal_handler(number, self.leave)
             async with asyncio.TaskGroup() as self._tasks:  # its end waits for the last snapshot to be written
                 self.tell("started", round=round, incarnation=self.store.incarnation, port=self.transport.port)
-                self.feed(Started(round))
+                early, self._early = self._early, None
+                for event in (Started(round), *(early or ())):
+                    self.feed(event)
                 await self._over.wait()
+                await health.enter_graceful_shutdown()
                 for timer in self._timers.values():
                     timer.cancel()
         finally:
@@ -156,8 +177,8 @@ class Daemon:
 
     async def export(self, path: Path) -> int:
         """Write the model to `path`; returns its last complete round. Raises LocalError when it cannot be written."""
-        round = self.core.rounds.complete
-        write = await self._loop.run_in_executor(self._training, self.trainer.export)
+        write = await self._outcome("export", self._loop.run_in_executor(self._training, self.trainer.export))
+        round = self.core.rounds.complete  # now: the copy had to wait its turn behind a training or a mix
         await self._loop.run_in_executor(self._disk, write_whole, path, write)
         return round
 
@@ -166,26 +187,42 @@ class Daemon:
         if self._leaving:
             self._end_at_once("asked twice to leave")
         self._leaving = True
-        limit = self.config.runtime.shutdown_s_max
-        self._loop.call_later(limit, self._end_at_once, f"could not leave within shutdown_s_max = {limit} s")
+        self._hurry()
         self.feed(LeaveRequested())
 
+    def _hurry(self) -> None:
+        """From now on, the end comes within the limit."""
+        limit = self.config.runtime.shutdown_s_max
+        if self._ends_at is None:
+            why = f"could not leave within shutdown_s_max = {limit} s"
+            self._ends_at = self._loop.call_later(limit, self._end_at_once, why)
+
     def _end_at_once(self, why: str) -> None:
-        self.tell("ended", text=f"{why}: ended without a new snapshot")
+        cause = f" ({self._error})" if self._error else ""
+        self.tell("ended", text=f"{why}: ended without a new snapshot{cause}")
         os._exit(1)  # a training thread cannot be stopped in any other way; every file is whole at any instant
 
-    def _fail(self, error: MurmurateError) -> None:
+    def _fail(self, error: Exception) -> None:
+        """End without a goodbye, as a crash would. The first error is the one that counts."""
         self._error = self._error or error
         self._over.set()
+        self.trainer.interrupt()
+        self._hurry()
 
     # Events in, effects out ---------------------------------------------------------------------------
 
     def feed(self, event: Event) -> None:
         """Give one event to the core and perform what it asks for. On the event loop only, never from an effect."""
+        if self._early is not None:
+            return self._early.append(event)
         if self._over.is_set():
-            return
-        for effect in self.core.handle(event, self._loop.time()):
-            self._perform(effect)
+            return None
+        try:
+            for effect in self.core.handle(event, self._loop.time()):
+                self._perform(effect)
+        except Exception as error:  # a broken promise of ours: out of `live` with it, not into the loop's log
+            self._fail(error)
+        return None
 
     def _perform(self, effect: Effect) -> None:
         match effect:
@@ -196,6 +233,7 @@ class Daemon:
                     running.cancel()
                 self._timers[timer.kind] = self._loop.call_later(delay_s, self.feed, TimerFired(timer))
             case Train(round):
+                self._round_began_at = self._loop.time()
                 self._in_thread(self.trainer.train, round)
             case Mix():
                 self._in_thread(self.trainer.mix, effect)
@@ -216,30 +254,38 @@ class Daemon:
 
     async def _answer(self, future: asyncio.Future[Event]) -> None:
         try:
-            self.feed(await future)
+            event = await self._outcome(f"round {self.core.round}", future)
         except MurmurateError as error:
             self._fail(error)
-        except Exception as error:  # the user's own model, data or loss
-            failure = LocalError(f"the task failed in round {self.core.round}: {type(error).__name__}: {error}")
-            failure.__cause__ = error
-            self._fail(failure)
+        else:
+            self.feed(event)
+
+    async def _outcome(self, what: str, future: asyncio.Future[T]) -> T:
+        """What comes out of the trainer. Whatever is wrong with the user's own model, data or loss is a LocalError."""
+        try:
+            return await future
+        except MurmurateError:
+            raise
+        except Exception as error:
+            raise LocalError(f"the task failed in {what}: {type(error).__name__}: {error}") from error
 
     def _save(self) -> None:
         self._saves += 1
-        round = self.core.rounds.complete
+        round, is_last = self.core.rounds.complete, self.core.phase is Phase.LEFT
         copying = self._loop.run_in_executor(self._training, self.trainer.snapshot)
-        self._tasks.create_task(self._write(copying, round, self._saves))
+        self._tasks.create_task(self._write(copying, round, self._saves, is_last))
 
-    async def _write(self, copying: asyncio.Future[Write], round: int, number: int) -> None:
-        write = await copying
-        if number < self._saves:
-            return  # a newer one follows
+    async def _write(self, copying: asyncio.Future[Write], round: int, number: int, is_last: bool) -> None:
         try:
+            write = await self._outcome("snapshot", copying)
+            if number < self._saves:
+                return  # a newer one follows
             await self._loop.run_in_executor(self._disk, self.store.save, write)
-        except LocalError as error:
-            self._warn(str(error))
-            if self._leaving:
+        except MurmurateError as error:
+            if is_last:
                 self._fail(error)
+            else:
+                self._warn(f"{error}; training goes on")
         else:
             self.snapshot_round = round
 
@@ -247,36 +293,41 @@ class Daemon:
 
     def tell(self, kind: str, **fields: object) -> None:
         """One row for the metrics and for people."""
-        row = {"kind": kind, **fields}
+        self._write_row({"kind": kind, **fields})
+
+    def _write_row(self, row: Row) -> None:
         self.metrics.write(row)
-        self._tell(row)
+        self._say(row)
 
     def _warn(self, text: str) -> None:
-        self._tell({"kind": "warning", "text": text})
+        self._say({"kind": "warning", "text": text})
+
+    def _say(self, row: Row) -> None:
+        with suppress(OSError):  # nobody reads our output any more, or its disk is full: training is worth more
+            self._tell(row)
 
     def _refused(self, peer: str, reason: str) -> None:
-        self.marks[PeerId(peer)] += 1
-        self.refusals[PeerId(peer)] = reason
+        if peer in self.neighbourhood.links:  # a stranger can invent names
+            self.marks[PeerId(peer)] += 1
+            self.refusals[PeerId(peer)] = reason
         self.tell("refused", peer=peer, reason=reason)
 
     def _report(self, fact: Fact) -> None:
         match fact:
             case RoundDone(round, waited_s, folded, missing):
-                now = self._loop.time()
-                seconds, self._round_began_at = now - self._round_began_at, now
-                self.tell(
-                    "round",
-                    round=round,
-                    **self.trainer.figures(),
-                    seconds=round_to(seconds),
-                    waited_s=round_to(waited_s),
-                    folded=list(folded),
-                    missing=list(missing),
-                    bytes_sent=self.transport.bytes_sent,
-                    bytes_received=self.transport.bytes_received,
-                )
+                facts = {
+                    "kind": "round",
+                    "round": round,
+                    "seconds": round_to(self._loop.time() - self._round_began_at),
+                    "waited_s": round_to(waited_s),
+                    "folded": list(folded),
+                    "missing": list(missing),
+                    "bytes_sent": self.transport.bytes_sent,
+                    "bytes_received": self.transport.bytes_received,
+                }
+                figures = {name: finite(value) for name, value in self.trainer.figures().items()}
+                self._write_row(facts | figures | facts)  # a task's figure never replaces a fact
             case Joined(round, sources):
-                self._round_began_at = self._loop.time()
                 self.tell("joined", round=round, sources=list(sources))
             case Skipped(from_round, to_round):
                 self.tell("skipped", from_round=from_round, to_round=to_round)

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -24,24 +25,37 @@ from murmurate.peer.protocol.seams import Write
 
 def write_whole(path: Path, write: Write) -> None:
     """Replace `path` by what `write` writes, or leave it as it was and raise LocalError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    temporary = path.parent / f".{path.name}.{os.getpid()}.new"
     try:
         write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself must survive a power cut
-        finally:
-            os.close(folder)
-    except Exception as error:
-        temporary.unlink(missing_ok=True)
-        # safetensors wraps the operating system's error in its own and keeps only the text.
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        why = "no space left on the disk" if full else str(error)
-        kept = " (the file from before is kept)" if path.exists() else ""
-        raise LocalError(f"{path}: could not be written: {why}{kept}") from error
+    except Exception as error:  # `write` is the trainer's, and may fail in any way
+        with suppress(OSError):
+            temporary.unlink()
+        kept = " (the file from before is kept)" if os.path.exists(path) else ""
+        raise LocalError(f"{path}: could not be written: {_reason(error)}{kept}") from error
+    try:
+        _sync(path.parent)
+    except OSError as error:
+        raise LocalError(f"{path}: is written, but may not survive a power cut: {_reason(error)}") from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    # safetensors wraps the operating system's error in its own and keeps only the text.
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        return "no space left on the disk"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without the temporary file's name
+    return f"{type(error).__name__}: {error}"
 
 
 class Store:
@@ -62,15 +76,22 @@ class Store:
     def open(self) -> None:
         """Lock the folder and count this start. Raises LocalError (in use, not writable), ConfigError (foreign)."""
         try:
+            self._take()
+        except BaseException:
+            self.close()
+            raise
+
+    def _take(self) -> None:
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("wb")
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for leftover in self.folder.glob(".*.new"):
+                leftover.unlink()
         except BlockingIOError:
             raise LocalError(f"{self.folder}: in use by another daemon; stop it or choose another state_dir") from None
         except OSError as error:
             raise LocalError(f"{self.folder}: cannot be used as state_dir: {error.strerror}") from None
-        for leftover in self.folder.glob(".*.new"):
-            leftover.unlink(missing_ok=True)
         identity = self.folder / "peer.json"
         if identity.exists():
             self.incarnation = self._check(identity)
@@ -81,8 +102,10 @@ class Store:
     def _check(self, identity: Path) -> int:
         try:
             record = json.loads(identity.read_text(encoding="utf-8"))
-            peer, swarm, incarnation = record["peer"], record["swarm"], int(record["incarnation"])
-        except (OSError, ValueError, KeyError, TypeError):
+            peer, swarm, incarnation = str(record["peer"]), str(record["swarm"]), int(record["incarnation"])
+        except OSError as error:
+            raise LocalError(f"{identity}: cannot be read: {error.strerror}") from None
+        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
             raise LocalError(f"{identity}: damaged; remove the folder to start anew") from None
         if peer != self._peer:
             raise ConfigError(f"{self.folder}: belongs to peer {peer!r}; choose another state_dir for {self._peer!r}")

@@ -130,7 +130,9 @@ class GrpcTransport:
         self._server = server
         for peer in sorted(self._counters):
             if self._me < peer:
-                self._tasks[asyncio.create_task(self._dial(peer), name=f"dial {peer}")] = None
+                task = asyncio.create_task(self._dial(peer), name=f"dial {peer}")
+                self._tasks[task] = None
+                task.add_done_callback(self._tasks.pop)
 
     def send(self, to: PeerId, body: Body) -> None:
         """Best effort, at once. A waiting update or heartbeat for the same peer is replaced: the newest wins."""
@@ -209,28 +211,35 @@ class GrpcTransport:
     # Accepting ----------------------------------------------------------------------------------------
 
     async def _accept(self, _requests: object, context: Any) -> None:
-        """gRPC calls this for every stream opened to us; its end ends the stream."""
+        """gRPC calls this for every stream opened to us; its end ends the stream, its cancellation means it is gone."""
         if self._stopping:
             return
-        task = asyncio.current_task()
-        assert task is not None
+        task = asyncio.create_task(self._serve(context), name="accept")  # gRPC's own goes on until its status is sent
         self._tasks[task] = None
-        who = _host(context.peer())
+        task.add_done_callback(self._tasks.pop)
+        try:
+            await task
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+            # `stop` gave up the task; returning lets gRPC close the stream in good order.
+
+    async def _serve(self, context: Any) -> None:
+        who = PeerId(_host(context.peer()))
         stream, assembler = Stream(context), Assembler(self._payload_bytes_max)
         try:
             async with asyncio.timeout(HANDSHAKE_S):
                 theirs = await read_hello(stream, assembler)
                 who = theirs.peer
                 await self._object(stream, theirs, None)
-                stream.counters = self._counters[theirs.peer]
+                self._counters[who].bytes_received += stream.counters.bytes_received
+                stream.counters = self._counters[who]
                 await stream.write(encode_hello(self._hello()))
-            await self._run(Link(theirs.peer, theirs.incarnation, stream, assembler), theirs.turn)
+            await self._run(Link(who, theirs.incarnation, stream, assembler), theirs.turn)
         except Refused as refusal:
             self._report(who, str(refusal))
         except (Broken, TimeoutError):
             pass  # whoever it was, it is its turn to dial again
-        finally:
-            del self._tasks[task]
 
     # Both ---------------------------------------------------------------------------------------------
 

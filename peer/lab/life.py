@@ -1,0 +1,218 @@
+"""One life of one peer under virtual time: a core, a trainer, timers. The shell of the simulator; it decides nothing.
+
+A job (train, mix, adopt) takes virtual time; it is computed at its end, so a crash in between leaves no trace of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+from murmurate.peer.protocol.core import Peer
+from murmurate.peer.protocol.events import (
+    Adopt,
+    Body,
+    Effect,
+    Envelope,
+    Event,
+    Fact,
+    Goodbye,
+    Interrupt,
+    Leave,
+    LeaveRequested,
+    LinkDown,
+    LinkUp,
+    Mix,
+    Mixed,
+    PeerId,
+    Received,
+    Report,
+    Save,
+    Send,
+    SetTimer,
+    Started,
+    Timer,
+    TimerFired,
+    Train,
+    Trained,
+    Turn,
+    Update,
+)
+from murmurate.peer.protocol.seams import Trainer
+
+from .referee import Parcel, Referee
+from .schedule import Schedule, Trace
+
+KINDS: dict[type[Event] | type[Effect], int] = {
+    kind: number
+    for number, kind in enumerate(
+        (Started, LinkUp, LinkDown, Received, Trained, Mixed, TimerFired, LeaveRequested)
+        + (Train, Mix, Adopt, Send, SetTimer, Save, Interrupt, Leave, Report)
+    )
+}
+"""How events and effects are told apart in the trace."""
+
+
+class World(Protocol):
+    """What a life asks of its surroundings."""
+
+    def send(self, life: Life, to: Life, body: Body) -> None: ...
+    def save(self, life: Life) -> None: ...
+    def left(self, life: Life) -> None: ...
+    def sent(self, life: Life, round: int, payload: bytes) -> None: ...
+    def reported(self, life: Life, fact: Fact) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long this peer's jobs take, in virtual seconds."""
+
+    train_s: float
+    mix_s: float
+
+
+class Life:
+    """From a start to a crash or a leave."""
+
+    def __init__(
+        self,
+        index: int,
+        name: PeerId,
+        incarnation: int,
+        core: Peer,
+        trainer: Trainer,
+        referee: Referee,
+        pace: Pace,
+        world: World,
+        schedule: Schedule,
+        trace: Trace,
+        random: Random,
+    ) -> None:
+        self.index = index
+        self.name = name
+        self.incarnation = incarnation
+        self.core = core
+        self.trainer = trainer
+        self.up = True
+        self.left = False
+        self.links: dict[PeerId, Life] = {}  # open ones, as far as this end knows
+        self._referee = referee
+        self._pace = pace
+        self._world = world
+        self._schedule = schedule
+        self._trace = trace
+        self._random = random
+        # No two machines' monotonic clocks agree; a core that compared them would show here.
+        self._clock_s = random.uniform(0, 1e5)
+        self._timers: dict[str, int] = {}
+        self._timer = 0
+        self._job = 0
+        self._training: int | None = None
+        self._body: Body = Goodbye()
+        self._received = Received(Envelope(name, incarnation, self._body))
+
+    # Events in ----------------------------------------------------------------------------------------
+
+    def feed(self, event: Event, first: int = 0, second: int = 0) -> None:
+        """Give one event to the core and perform what it asks for. The numbers go into the trace."""
+        now = self._schedule.now
+        trace = self._trace
+        trace.note(now, self.index, KINDS[type(event)], first, second)
+        for effect in self.core.handle(event, now + self._clock_s):
+            kind = type(effect)
+            trace.bytes.append(KINDS[kind])
+            if kind is Send:
+                self._send(effect)
+            else:
+                self._referee.asked(effect)
+                self._perform(effect)
+
+    def start(self, round: int) -> None:
+        """The first event."""
+        self._referee.started(round)
+        self.feed(Started(round), round, self.incarnation)
+
+    def receive(self, received: Received, sender: int) -> None:
+        """An envelope arrives, perhaps too late for this life. `sender`: its number, -1 for a stranger."""
+        if self.up:
+            body = received.envelope.body
+            self.feed(received, sender, -1 if isinstance(body, Goodbye) else body.turn.round)
+            if isinstance(body, Update):
+                self._referee.received(received.envelope.sender)
+
+    def received(self, body: Body) -> Received:
+        """A body of ours as its receivers see it: one object for all of them."""
+        if body is not self._body:
+            self._body = body
+            self._received = Received(Envelope(self.name, self.incarnation, body))
+        return self._received
+
+    # Effects out --------------------------------------------------------------------------------------
+
+    def _send(self, send: Send) -> None:
+        other = self.links.get(send.to)
+        if other is None or self.left:
+            self._referee.asked(send)  # links are to neighbours only, so only this one can be wrong
+        else:
+            self._world.send(self, other, send.body)
+
+    def _perform(self, effect: Effect) -> None:
+        match effect:
+            case SetTimer(timer, delay_s):
+                self._timer += 1
+                self._timers[timer.kind] = self._timer
+                self._schedule.after(delay_s, self._on_timer, timer, self._timer)
+            case Report(fact):
+                self._world.reported(self, fact)
+            case Train(round):
+                self._training = round
+                self._begin(self._pace.train_s, self._train, round)
+            case Mix() | Adopt():
+                self._begin(self._pace.mix_s, self._mix, effect)
+            case Interrupt():
+                if self._training is not None:
+                    self._begin(self._pace.train_s / 20, self._interrupted, self._training)
+            case Save():
+                self._world.save(self)
+            case Leave():
+                self.up, self.left = False, True
+                self._world.left(self)
+            case Send():
+                pass  # see `feed`
+
+    def _begin(self, duration_s: float, job: Callable[..., Event], argument: object) -> None:
+        self._job += 1  # an interrupted job is simply never finished
+        self._schedule.after(duration_s * self._random.uniform(0.95, 1.05), self._finish, job, argument, self._job)
+
+    def _finish(self, job: Callable[..., Event], argument: object, number: int) -> None:
+        if self.up and number == self._job:
+            event = job(argument)
+            self._referee.answered()
+            self.feed(event, number)
+
+    def _train(self, round: int) -> Trained:
+        self._training = None
+        trained = self.trainer.train(round)
+        payload = Parcel.of(trained.payload, self.name, self.incarnation, Turn(round))
+        self._trace.bytes.extend(payload)  # so that the digest also tells whether the arithmetic repeated
+        self._world.sent(self, round, payload)
+        return Trained(round, payload, trained.complete)
+
+    def _interrupted(self, round: int) -> Trained:
+        self._training = None
+        return Trained(round, b"", complete=False)
+
+    def _mix(self, effect: Mix | Adopt) -> Mixed:
+        if isinstance(effect, Adopt):
+            return self.trainer.adopt(effect)
+        mixed = self.trainer.mix(effect)
+        if not effect.pack:
+            return mixed
+        turn = Turn(effect.turn.round, effect.turn.hop + 1)
+        return Mixed(mixed.turn, Parcel.of(mixed.payload, self.name, self.incarnation, turn), mixed.malformed)
+
+    def _on_timer(self, timer: Timer, number: int) -> None:
+        if self.up and self._timers.get(timer.kind) == number:
+            self.feed(TimerFired(timer), timer.turn.round, timer.turn.hop)

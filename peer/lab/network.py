@@ -1,0 +1,174 @@
+"""The simulated network: links that open late, break one end at a time or fall silent; envelopes that are lost, doubled,
+overtaken, replayed; partitions; strangers.
+
+A link belongs to two lives. Each end learns of its opening and its end on its own, as from a real transport; the end
+of a life is noticed by its neighbours as a broken link, or, when its cable was pulled, not at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from random import Random
+
+from murmurate.peer.protocol.events import Body, Envelope, LinkDown, LinkUp, PeerId, Received, Turn, Update
+
+from .life import Life
+from .referee import Parcel
+from .schedule import Schedule
+from .weather import Weather
+
+STRANGER = PeerId("stranger")
+
+
+class Network:
+    """Everything between the peers."""
+
+    def __init__(
+        self, graph: Sequence[Sequence[int]], weather: Weather, schedule: Schedule, random: Random, payload_bytes: int
+    ) -> None:
+        """`graph`: the neighbours of each peer."""
+        self.weather = weather
+        self.messages = 0
+        self.lives: list[Life | None] = [None] * len(graph)
+        self._graph = graph
+        self._schedule = schedule
+        self._random = random
+        self._side: list[int] | None = None  # during a partition: where each peer is
+        self._whole_since = 0.0
+        # What cannot be a model: too short, or right in length and not a number in any float format.
+        self._garbage = (b"short", b"\xff" * payload_bytes)
+        schedule.after(self._mean(weather.stranger_s), self._stranger)
+        if weather.partition_s:
+            schedule.after(self._mean(weather.whole_s), self._partition)
+        if weather.break_s:
+            schedule.after(self._mean(weather.break_s), self._break)
+
+    def calm(self) -> None:
+        """The storm is over."""
+        self.weather = self.weather.calm()
+        self._side = None
+
+    def _mean(self, mean_s: float) -> float:
+        return self._random.expovariate(1 / mean_s)
+
+    def _latency(self) -> float:
+        return self.weather.latency_s - self.weather.jitter_s * math.log(1.0 - self._random.random())
+
+    def _parted(self, one: Life, other: Life) -> bool:
+        return self._side is not None and self._side[one.index] != self._side[other.index]
+
+    # Envelopes ----------------------------------------------------------------------------------------
+
+    def send(self, life: Life, other: Life, body: Body) -> None:
+        """Best effort."""
+        self.messages += 1
+        weather, random = self.weather, self._random
+        if self._parted(life, other) or (weather.loss and random.random() < weather.loss):
+            return
+        received = life.received(body)
+        if weather.garbage and isinstance(body, Update) and random.random() < weather.garbage:
+            parcel = Parcel.of(random.choice(self._garbage), life.name, life.incarnation, body.turn)
+            received = Received(Envelope(life.name, life.incarnation, Update(body.turn, parcel)))
+        self._schedule.after(self._latency(), other.receive, received, life.index)
+        if weather.duplication and random.random() < weather.duplication:
+            self._schedule.after(self._latency(), other.receive, received, life.index)
+        if weather.replay and random.random() < weather.replay:
+            self._schedule.after(random.uniform(0, weather.replay_s), self._replay, other.index, received, life.index)
+
+    def _replay(self, to: int, received: Received, sender: int) -> None:
+        life = self.lives[to]
+        if life is not None:
+            life.receive(received, sender)
+
+    def _stranger(self) -> None:
+        """An update for a random peer from nobody, or from a peer of the swarm that is no neighbour of it."""
+        life = self._random.choice(self.lives)
+        if life is not None and life.up:
+            index = self._random.randrange(len(self.lives))
+            other = self.lives[index]
+            near = index == life.index or index in self._graph[life.index]
+            known = other is not None and not near and self._random.random() < 0.5
+            name, incarnation = (other.name, other.incarnation) if other is not None and known else (STRANGER, 1)
+            turn = life.core.rounds.turn
+            turn = Turn(max(1, turn.round + self._random.randrange(-1, 3)))
+            parcel = Parcel.of(bytes(len(self._garbage[1])), name, incarnation, turn)  # zeros: a model like any other
+            received = Received(Envelope(name, incarnation, Update(turn, parcel)))
+            life.receive(received, index if known else -1)
+        self._schedule.after(self._mean(self.weather.stranger_s), self._stranger)
+
+    # Links --------------------------------------------------------------------------------------------
+
+    def join(self, life: Life) -> None:
+        """A life begins: it links with its neighbours that are there. (The others will, when they start.)"""
+        self.lives[life.index] = life
+        for index in self._graph[life.index]:
+            other = self.lives[index]
+            if other is not None and other.up:
+                self._schedule.after(2 * self._latency(), self._greet, life, other)
+
+    def end(self, life: Life, silent: bool) -> None:
+        """A life is over."""
+        for index in self._graph[life.index]:
+            other = self.lives[index]
+            if other is not None and not silent:
+                self._schedule.after(self._latency(), self._down, other, life)
+
+    def _greet(self, one: Life, other: Life) -> None:
+        """Try to open a link; on failure try again, as long as both live."""
+        if not (one.up and other.up) or (one.links.get(other.name) is other and other.links.get(one.name) is one):
+            return
+        if self._parted(one, other) or self._random.random() < self.weather.loss:
+            self._redial(one, other)
+            return
+        self._schedule.after(self._latency(), self._up, one, other, other.core.rounds.turn)
+        self._schedule.after(self._latency(), self._up, other, one, one.core.rounds.turn)
+
+    def _redial(self, one: Life, other: Life) -> None:
+        self._schedule.after(self._random.uniform(0, self.weather.redial_s), self._greet, one, other)
+
+    def _up(self, life: Life, other: Life, turn: Turn) -> None:
+        current = life.links.get(other.name)
+        if not life.up or (current is not None and current.incarnation > other.incarnation):
+            return  # a newer life was faster
+        if current is not None:
+            self._down(life, current)  # as a transport does: a newer link replaces the older
+        life.links[other.name] = other
+        life.feed(LinkUp(other.name, other.incarnation, turn), other.index, turn.round)
+        if not other.up:
+            self._schedule.after(self._latency(), self._down, life, other)
+
+    def _down(self, life: Life, other: Life) -> None:
+        if life.up and life.links.get(other.name) is other:
+            del life.links[other.name]
+            life.feed(LinkDown(other.name), other.index)
+            self._redial(life, other)
+
+    def _sever(self, one: Life, other: Life) -> None:
+        """Both ends will notice, each in its own time."""
+        self._schedule.after(self._random.uniform(0, 1), self._down, one, other)
+        self._schedule.after(self._random.uniform(0, 1), self._down, other, one)
+
+    def _break(self) -> None:
+        if self.weather.break_s:
+            life = self._random.choice(self.lives)
+            if life is not None and life.links:
+                self._sever(life, self._random.choice(list(life.links.values())))
+            self._schedule.after(self._mean(self.weather.break_s), self._break)
+
+    # Partitions ---------------------------------------------------------------------------------------
+
+    def _partition(self) -> None:
+        if not self.weather.partition_s:
+            return
+        self._side = [self._random.randrange(2) for _ in self.lives]
+        for life in self.lives:
+            for other in list(life.links.values()) if life is not None else ():
+                if self._parted(life, other) and self._random.random() < self.weather.severed / 2:
+                    self._sever(life, other)
+        self._schedule.after(self._mean(self.weather.partition_s), self._heal)
+
+    def _heal(self) -> None:
+        self._side = None
+        if self.weather.partition_s:
+            self._schedule.after(self._mean(self.weather.whole_s), self._partition)

@@ -1,0 +1,141 @@
+"""A toy to learn: peer i wants x near its own optimum c_i, all together want their mean. Exact, tiny, no torch.
+
+    f_i(x) = |x - c_i|^2 / 2        a step: x <- x - lr (x - c_i)        a payload: x as little-endian float64
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from murmurate.peer.errors import LocalError
+from murmurate.peer.protocol.events import Adopt, Mix, Mixed, Payload, PeerId, Trained
+from murmurate.peer.protocol.seams import Write
+
+Vector = NDArray[np.float64]
+
+
+class Field:
+    """What the peers of one swarm share: the optima, the learning rate, the mixing rule."""
+
+    def __init__(
+        self,
+        n: int,
+        seed: int,
+        *,
+        dimension: int = 4,
+        lr: float = 0.05,
+        steps: int = 4,
+        rule: str = "mean",
+        f: int = 0,
+        liars: frozenset[int] = frozenset(),
+    ) -> None:
+        """`rule`: `mean` or `nna`; `liars` send minus four times their model."""
+        generator = random.Random(f"quadratic {seed}")
+        self.optima_nD = np.array([[generator.gauss(0, 1) for _ in range(dimension)] for _ in range(n)])
+        honest = [i for i in range(n) if i not in liars]
+        self.optimum_D: Vector = self.optima_nD[honest].mean(axis=0)
+        self.lr = lr
+        self.steps = steps
+        self.rule = rule
+        self.f = f
+        self.liars = liars
+
+
+class Quadratic:
+    """One peer's trainer; see protocol.seams.Trainer."""
+
+    def __init__(self, field: Field, i: int) -> None:
+        self._field = field
+        self.lr = field.lr
+        self._optimum_D: Vector = field.optima_nD[i]
+        self._lies = i in field.liars
+        self.model_D: Vector = self._optimum_D * 0.0
+        self._complete = 0
+
+    @property
+    def payload_bytes(self) -> int:
+        return 8 * len(self.model_D)
+
+    def train(self, round: int) -> Trained:
+        shrink = (1 - self.lr) ** self._field.steps  # that many steps at once
+        self.model_D = self._optimum_D + shrink * (self.model_D - self._optimum_D)
+        return Trained(round, self._pack())
+
+    def mix(self, effect: Mix) -> Mixed:
+        theirs, malformed = self._unpack(effect.inbox)
+        if self._field.rule == "nna":
+            self.model_D = nearest_neighbour_average(self.model_D, theirs, self._field.f)
+        else:
+            mixed_D = self.model_D
+            for peer, model_D in theirs.items():
+                mixed_D = mixed_D + effect.weights[peer] * (model_D - self.model_D)
+            self.model_D = mixed_D
+        if effect.pack:
+            return Mixed(effect.turn, self._pack(), malformed)
+        self._complete = effect.turn.round
+        return Mixed(effect.turn, malformed=malformed)
+
+    def adopt(self, effect: Adopt) -> Mixed:
+        theirs, malformed = self._unpack(effect.inbox)
+        if theirs:
+            self.model_D = np.median(list(theirs.values()), axis=0)
+        self._complete = effect.turn.round
+        return Mixed(effect.turn, malformed=malformed)
+
+    def interrupt(self) -> None:
+        """A step takes no time: there is nothing to interrupt."""
+
+    def snapshot(self) -> Write:
+        content = struct.pack("<q", self._complete) + self.model_D.tobytes()
+        return lambda path: void(path.write_bytes(content))
+
+    def restore(self, path: Path) -> int:
+        content = path.read_bytes()
+        if len(content) != 8 + self.payload_bytes:
+            raise LocalError(f"{path}: not a snapshot of this task")
+        self._complete = struct.unpack_from("<q", content)[0]
+        self.model_D = np.frombuffer(content, offset=8)
+        return self._complete
+
+    def export(self) -> Write:
+        content = self.model_D.tobytes()
+        return lambda path: void(path.write_bytes(content))
+
+    def figures(self) -> Mapping[str, float]:
+        away = self.model_D - self._optimum_D
+        return {
+            "loss": float(away @ away) / 2,
+            "error": float(np.linalg.norm(self.model_D - self._field.optimum_D)),
+        }
+
+    def _pack(self) -> bytes:
+        return (-4.0 * self.model_D if self._lies else self.model_D).tobytes()
+
+    def _unpack(self, inbox: Mapping[PeerId, Payload]) -> tuple[dict[PeerId, Vector], tuple[PeerId, ...]]:
+        theirs: dict[PeerId, Vector] = {}
+        malformed: list[PeerId] = []
+        for peer, payload in inbox.items():
+            if len(payload) == self.payload_bytes and math.isfinite((model_D := np.frombuffer(payload)).sum()):
+                theirs[peer] = model_D
+            else:
+                malformed.append(peer)
+        return theirs, tuple(malformed)
+
+
+def nearest_neighbour_average(mine_D: Vector, theirs: Mapping[PeerId, Vector], f: int) -> Vector:
+    """The mean of the K+1-f models nearest to ours, our own included (MoNNA, Farhadkhani et al. 2023, on a graph)."""
+    all_D = [mine_D, *theirs.values()]
+    kept = max(1, len(all_D) - f)
+    nearest = sorted(range(len(all_D)), key=lambda k: float(((all_D[k] - mine_D) ** 2).sum()))[:kept]
+    return np.mean([all_D[k] for k in nearest], axis=0)
+
+
+def void(_: object) -> None:
+    """Turn an expression into a statement, for lambdas that must return nothing."""

@@ -1,0 +1,11 @@
+"""Every random choice is a pure function of named integers, so no generator's state is ever saved or shared."""
+
+from __future__ import annotations
+
+import hashlib
+
+
+def derive(*parts: int | str) -> int:
+    """A seed in [0, 2**63) from what the choice depends on, e.g. `derive(swarm_seed, "order", peer, number)`."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

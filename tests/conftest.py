@@ -1,0 +1,18 @@
+"""What every test can rely on: our packages do not shadow others, torch keeps to one thread, no example is timed."""
+
+import os
+import sys
+from pathlib import Path
+
+from hypothesis import settings
+
+# `python -m pytest` puts the checkout on sys.path, where ./proto and ./kernels would answer to other packages' names.
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+# Read by torch when it is first imported, and inherited by the daemons that tests start: tests run side by side.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# No deadline: a busy machine is not a bug. Elsewhere than in CI each run draws new examples, and keeps those that fail.
+settings.register_profile("murmurate", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("murmurate")
