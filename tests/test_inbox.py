@@ -104,7 +104,6 @@ def test_of_four_the_second_oldest_goes_whatever_the_order_of_arrival(order: tup
     assert neighbour.fold(Turn(2), NO_LIMIT) == b"2.0"
 
 
-@pytest.mark.xfail(reason="what grew too old keeps its slot, and a useful update goes for it")
 def test_what_grew_too_old_makes_room_for_what_is_useful() -> None:
     neighbour = Neighbour()
     keep(neighbour, 1, oldest=0)

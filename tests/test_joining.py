@@ -245,7 +245,6 @@ def test_those_ahead_may_go_again_and_others_come() -> None:
     assert peer.handle(TimerFired(JOIN), 10.0) == [Train(1)]
 
 
-@pytest.mark.xfail(reason="a peer whose patience is over and whose sources are gone waits for ever")
 def test_those_ahead_may_go_after_the_join_timer_and_nobody_is_waited_for_any_more() -> None:
     peer = started((B, C))
     peer.handle(up(B, 20), 9.5)
@@ -254,7 +253,6 @@ def test_those_ahead_may_go_after_the_join_timer_and_nobody_is_waited_for_any_mo
     assert peer.handle(TimerFired(SETTLE), 11.0) == [Train(1)]
 
 
-@pytest.mark.xfail(reason="a source that skipped ahead drags a snapshot back to the round it sent last")
 def test_a_snapshot_never_goes_back() -> None:
     peer = started((B,), round=58)
     peer.handle(up(B, 60), 1.0)  # it has just skipped from 50 to 60
@@ -291,7 +289,6 @@ def test_the_round_joined_is_that_of_the_most_advanced_that_is_no_liar(f: int, r
     assert peer.handle(update(D, 40), 1.0) == [Adopt(Turn(round), inbox(b=20, c=90, d=40))]
 
 
-@pytest.mark.xfail(reason="as soon as f+1 say that they are ahead, one model is enough: it may be the liar's")
 def test_as_many_models_as_liars_are_not_enough() -> None:
     peer = started(f=1)
     peer.handle(up(B, 20), 1.0)

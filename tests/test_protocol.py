@@ -369,14 +369,12 @@ def live(random: Random, steps: int) -> Life:
     return life
 
 
-@pytest.mark.xfail(strict=False, reason="until the holes that scenarios marked xfail show are closed")
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=25)
 def test_every_law_holds_in_a_short_life(random: Random) -> None:
     live(random, 30)
 
 
-@pytest.mark.xfail(strict=False, reason="until the holes that scenarios marked xfail show are closed")
 @pytest.mark.parametrize("seed", range(40))
 def test_every_law_holds_in_a_long_life(seed: int) -> None:
     for number in range(5):

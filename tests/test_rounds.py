@@ -282,7 +282,6 @@ def test_who_was_missing_in_one_hop_and_heard_in_another_is_not_missing() -> Non
     assert peer.handle(mixed(1, 1), 43.0) == [done(1, 31.0, "bc"), Save(), Train(2)]
 
 
-@pytest.mark.xfail(reason="a malformed payload in one hop takes back what was folded in another")
 def test_whose_payload_was_malformed_in_one_hop_only_was_folded_in_the_other() -> None:
     peer = waiting((B, C), gossip_steps=2)
     all_speak(peer, 1, 11.0, (B, C))

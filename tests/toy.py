@@ -125,6 +125,7 @@ class Life:
         self.rows: list[Row] = []
         self.port = 0
         self.task: asyncio.Task[None] | None = None
+        self._leaving = False
         self._news = asyncio.Event()
         topology = build_topology(config)
         manifest = build_manifest(config, topology, self.toy.schema, self.toy.base)
@@ -153,6 +154,12 @@ class Life:
                 self._news.clear()
                 await self._news.wait()
 
+    def leave(self) -> None:
+        """Asked once more it would end this process."""
+        if not self._leaving:
+            self._leaving = True
+            self.daemon.leave()
+
     async def end(self) -> None:
         """Waits for its end. Raises what the daemon raised."""
         assert self.task is not None
@@ -174,7 +181,7 @@ async def living(*lives: Life) -> AsyncGenerator[None]:
     finally:
         running = [life for life in lives if life.task is not None and not life.task.done()]
         for life in running:
-            life.daemon.leave()
+            life.leave()
         for life in running:
             await life.end()
 

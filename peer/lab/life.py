@@ -46,11 +46,23 @@ from .referee import Parcel, Referee
 from .schedule import Schedule, Trace
 
 KINDS: dict[type[Event] | type[Effect], int] = {
-    kind: number
-    for number, kind in enumerate(
-        (Started, LinkUp, LinkDown, Received, Trained, Mixed, TimerFired, LeaveRequested)
-        + (Train, Mix, Adopt, Send, SetTimer, Save, Interrupt, Leave, Report)
-    )
+    Started: 0,
+    LinkUp: 1,
+    LinkDown: 2,
+    Received: 3,
+    Trained: 4,
+    Mixed: 5,
+    TimerFired: 6,
+    LeaveRequested: 7,
+    Train: 8,
+    Mix: 9,
+    Adopt: 10,
+    Send: 11,
+    SetTimer: 12,
+    Save: 13,
+    Interrupt: 14,
+    Leave: 15,
+    Report: 16,
 }
 """How events and effects are told apart in the trace."""
 
@@ -121,9 +133,8 @@ class Life:
         trace = self._trace
         trace.note(now, self.index, KINDS[type(event)], first, second)
         for effect in self.core.handle(event, now + self._clock_s):
-            kind = type(effect)
-            trace.bytes.append(KINDS[kind])
-            if kind is Send:
+            trace.bytes.append(KINDS[type(effect)])
+            if isinstance(effect, Send):
                 self._send(effect)
             else:
                 self._referee.asked(effect)

@@ -1,5 +1,5 @@
-"""The simulated network: links that open late, break one end at a time or fall silent; envelopes that are lost, doubled,
-overtaken, replayed; partitions; strangers.
+"""The simulated network: links that open late, break one end at a time or fall silent; envelopes that are lost,
+doubled, overtaken, replayed; partitions; strangers.
 
 A link belongs to two lives. Each end learns of its opening and its end on its own, as from a real transport; the end
 of a life is noticed by its neighbours as a broken link, or, when its cable was pulled, not at all.
@@ -162,8 +162,8 @@ class Network:
         if not self.weather.partition_s:
             return
         self._side = [self._random.randrange(2) for _ in self.lives]
-        for life in self.lives:
-            for other in list(life.links.values()) if life is not None else ():
+        for life in filter(None, self.lives):
+            for other in life.links.values():
                 if self._parted(life, other) and self._random.random() < self.weather.severed / 2:
                     self._sever(life, other)
         self._schedule.after(self._mean(self.weather.partition_s), self._heal)

@@ -1,6 +1,6 @@
 """A toy to learn: peer i wants x near its own optimum c_i, all together want their mean. Exact, tiny, no torch.
 
-    f_i(x) = |x - c_i|^2 / 2        a step: x <- x - lr (x - c_i)        a payload: x as little-endian float64
+f_i(x) = |x - c_i|^2 / 2        a step: x <- x - lr (x - c_i)        a payload: x as little-endian float64
 """
 
 from __future__ import annotations

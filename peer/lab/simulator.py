@@ -83,9 +83,11 @@ class Outcome:
     crashes: int
     violations: tuple[str, ...]
     live: bool
-    """Everybody not gone for ever was there at the end and completed `ADVANCE_MIN` rounds in the calm, or left."""
+    """Nobody is stalled, and no two neighbours are apart."""
     stalled: tuple[str, ...]
-    """Who was not."""
+    """Who, though not gone for ever nor done, is not there at the end or completed too few rounds in the calm."""
+    apart: tuple[tuple[str, str], ...]
+    """Neighbours, both there at the end, whose rounds are too far from each other to mix: more than `stale_max`."""
     digest: str
     virtual_s: float
     wall_s: float
@@ -167,11 +169,14 @@ class _Swarm:
         plan, lives = self._plan, self._network.lives
         present = [i for i in range(len(lives)) if i not in self._gone]
         rounds = {i: life.core.rounds.complete if (life := lives[i]) is not None else 0 for i in present}
-        stalled = [
-            plan.roster[i]
-            for i in present
-            if (life := lives[i]) is None
-            or (self._returning[i] and (not life.up or self._advanced[i] < ADVANCE_MIN))
+        bound = [i for i in present if self._returning[i]]  # the others have done all their rounds
+        up = {i for i in bound if (life := lives[i]) is not None and life.up}
+        stalled = [plan.roster[i] for i in bound if i not in up or self._advanced[i] < ADVANCE_MIN]
+        apart = [
+            (plan.roster[i], plan.roster[j])
+            for i in bound
+            for j in self._graph[i]
+            if i < j and up.issuperset((i, j)) and abs(rounds[i] - rounds[j]) > plan.stale_max
         ]
         distances = tuple(self._consensus.distances)
         return Outcome(
@@ -181,8 +186,9 @@ class _Swarm:
             rounds_max=max(rounds.values()),
             crashes=self._crashes,
             violations=tuple(self._violations),
-            live=not stalled,
+            live=not stalled and not apart,
             stalled=tuple(stalled),
+            apart=tuple(apart),
             digest=self._trace.digest(),
             virtual_s=self._schedule.now,
             wall_s=time.perf_counter() - began,

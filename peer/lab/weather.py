@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-CHANCES = ("loss", "duplication", "replay", "garbage", "crash", "silent", "polite", "amnesia", "gone", "severed", "slow")
+CHANCES = (
+    "loss",
+    "duplication",
+    "replay",
+    "garbage",
+    "crash",
+    "silent",
+    "polite",
+    "amnesia",
+    "gone",
+    "severed",
+    "slow",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +78,9 @@ class Weather:
                 limit = "0 to 1" if field.name in CHANCES else "0 or more"
                 raise ValueError(f"weather: {field.name} = {value} should be {limit}")
         if self.stranger_s <= 0:
-            raise ValueError(f"weather: stranger_s = {self.stranger_s} should be above 0: strangers are part of every run")
+            raise ValueError(
+                f"weather: stranger_s = {self.stranger_s} should be above 0: strangers are part of every run"
+            )
 
     def calm(self) -> Weather:
         """The same network without its faults."""

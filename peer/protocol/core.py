@@ -27,6 +27,8 @@ class Peer:
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at time `now` (seconds), return what is to be done, in order."""
+        if self.phase is Phase.LEFT:
+            return []
         effects = self.membership.handle(event, now)  # first: the rounds ask who is alive
         effects += self.rounds.handle(event, now)
         return effects

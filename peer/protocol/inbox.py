@@ -31,7 +31,7 @@ class Neighbour:
         self.turn = Turn(0)  # the newest it says it has begun
         self.sent = Turn(0)  # the newest whose update reached us
         self.folded = Turn(0)  # the newest we mixed
-        self.tardy = False  # it let a deadline pass and has sent nothing since
+        self.tardy = False  # it let a deadline pass and has sent no update since
         self.payloads: dict[Turn, Payload] = {}  # in order of turn
 
     def meet(self, incarnation: int) -> bool:
@@ -50,7 +50,8 @@ class Neighbour:
             return Verdict.DUPLICATE
         self.sent = max(self.sent, turn)
         self.payloads[turn] = payload
-        self.payloads = dict(sorted(self.payloads.items()))
+        # What grew too old goes first: else it would be "the oldest" below for ever.
+        self.payloads = {t: p for t, p in sorted(self.payloads.items()) if t.round >= oldest_round}
         if len(self.payloads) > SLOTS_MAX:
             # The oldest is what we fold next and the newest where we are going; the one between is neither.
             del self.payloads[list(self.payloads)[1]]

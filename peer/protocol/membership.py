@@ -2,6 +2,7 @@
 
 The plain rule: whoever spoke within `timeout_s` is alive; an open link says so as well, a broken one makes a peer
 suspect at once and dead after `timeout_s` of silence; a goodbye is not a death. Only our neighbours are watched.
+By how much our own beat comes late, by so much we are slower to accuse.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Heartbeats:
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
         self._where = where
+        self._beat_at: float | None = None  # when the next beat is due
 
     def alive(self, peer: PeerId) -> bool:
         return self.state(peer) is PeerState.ALIVE
@@ -84,8 +86,10 @@ class Heartbeats:
                 return self._on_received(envelope, now)
             case LinkUp(peer, incarnation, _):
                 watched = self._watched.get(peer)
-                if watched is None:
+                if watched is None or incarnation < watched.incarnation:
                     return []
+                if watched.state is PeerState.LEFT and incarnation == watched.incarnation:
+                    return []  # opened before the goodbye, told after it
                 watched.linked, watched.heard_at, watched.incarnation = True, now, incarnation
                 return self._become(peer, PeerState.ALIVE)
             case LinkDown(peer):
@@ -95,6 +99,7 @@ class Heartbeats:
                 watched.linked = False
                 return self._become(peer, PeerState.SUSPECT) if watched.state is PeerState.ALIVE else []
             case Started():
+                self._beat_at = now + self._heartbeat_s
                 return [SetTimer(Timer("heartbeat", Turn(0)), self._heartbeat_s)]
             case TimerFired(Timer("heartbeat")):
                 return self._on_beat(now)
@@ -117,10 +122,13 @@ class Heartbeats:
     def _on_beat(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
         heartbeat = Heartbeat(self._where())
+        # Who is starved itself has not listened, and must not call the others silent (Lifeguard, Dadgar et al. 2018).
+        starved_s = 0.0 if self._beat_at is None else max(0.0, now - self._beat_at)
+        self._beat_at = now + self._heartbeat_s
         for peer, watched in self._watched.items():
             if watched.linked:
                 effects.append(Send(peer, heartbeat))
-            silent = now - watched.heard_at > self._timeout_s
+            silent = now - watched.heard_at > self._timeout_s + starved_s
             if silent and watched.state in (PeerState.ALIVE, PeerState.SUSPECT):
                 effects += self._become(peer, PeerState.DEAD)
         effects.append(SetTimer(Timer("heartbeat", Turn(0)), self._heartbeat_s))

@@ -30,7 +30,7 @@ class Neighbourhood:
         self.links: tuple[PeerId, ...] = tuple(self._roster[i] for i in topology.links(self._index))
 
     def edges(self, round: int) -> Edges:
-        """The edges of `round`; sorted by peer id."""
+        """The edges of `round`, in the roster's order."""
         period = self._topology.period
         key = round if period is None else round % period
         if key not in self._rows:

@@ -4,7 +4,7 @@ Theory of operation
 * A round has one local training and `gossip_steps` exchanges (`Turn`s). After sending, a peer waits until every
   *expected* neighbour has spoken for this turn, or the deadline. Expected is who is alive and at most one round
   behind: a peer that joins, or that is much slower, is welcome when it speaks, and nobody waits for it.
-  A neighbour that let a deadline pass is not awaited again before it has sent something.
+  A neighbour that let a deadline pass is not awaited again before it has sent an update.
 * Nobody waits for the whole swarm: there is no barrier, and rounds of distant peers drift apart freely.
 * A peer that finds its neighbours two or more rounds ahead joins their round instead of walking through those
   between. How far ahead counts the (f+1)-th most advanced neighbour, so that f liars cannot drag us.
@@ -94,11 +94,13 @@ class Rounds:
         self.turn = Turn(0)  # the newest begun
         self.complete = 0  # the last complete round
         self._newest: Update | None = None  # what we sent last: a link begins with it
+        self._mixing: set[PeerId] = set()  # whose payloads the running mix has
         self._folded: set[PeerId] = set()  # whose payloads this round mixed
         self._missing: set[PeerId] = set()  # expected in this round, and not heard in time
         self._waiting_since = 0.0
         self._waited_s = 0.0
         self._saved_at = 0.0
+        self._patient = True  # the join timer still runs
         self._settling = False
         self._leaving = False
 
@@ -191,7 +193,7 @@ class Rounds:
         return [SetTimer(Timer("join", Turn(0)), self._pacing.join_s)]
 
     def _ahead(self) -> list[PeerId]:
-        """Live neighbours two or more rounds beyond our next; none unless more than f say so, who may all be liars."""
+        """Live neighbours two or more rounds beyond our last complete one; none unless more than f say so."""
         beyond = self.complete + 2
         ahead = [p for p, n in self._neighbours.items() if self._alive(p) and n.turn.round >= beyond]
         return ahead if len(ahead) > self._pacing.f else []
@@ -201,37 +203,42 @@ class Rounds:
         ahead = self._ahead()
         if all_linked and not ahead:
             return self._begin(self.complete + 1)
-        if all_linked and all(self._neighbours[peer].payloads for peer in ahead):
-            return self._take_over(ahead)
+        if all_linked and len(self._ready(ahead)) == len(ahead):
+            return self._take_over(sorted(ahead))
         if ahead and not self._settling:
             self._settling = True
             return [SetTimer(Timer("settle", Turn(0)), self._pacing.settle_s)]
         return []
 
+    def _ready(self, ahead: list[PeerId]) -> list[PeerId]:
+        """Those whose models are here; none unless more than f are, as for `_ahead`."""
+        ready = sorted(peer for peer in ahead if self._neighbours[peer].payloads)
+        return ready if len(ready) > self._pacing.f else []
+
     def _on_patience_over(self, kind: str) -> list[Effect]:
         if self.phase is not Phase.JOINING:
             return []
+        self._patient = self._patient and kind != "join"
         ahead = self._ahead()
-        if any(self._neighbours[peer].payloads for peer in ahead):
-            return self._take_over(ahead)
+        if ready := self._ready(ahead):
+            return self._take_over(ready)
+        self._settling = bool(ahead)
         if ahead:  # their models are on the way
             return [SetTimer(Timer("settle", Turn(0)), self._pacing.settle_s)]
-        if kind == "settle":  # those that were ahead are gone again
-            self._settling = False
-            return []
-        return self._begin(self.complete + 1)
+        # Those that were ahead are gone again, or nobody came.
+        return [] if self._patient else self._begin(self.complete + 1)
 
-    def _take_over(self, ahead: list[PeerId]) -> list[Effect]:
-        sources = sorted(peer for peer in ahead if self._neighbours[peer].payloads)
+    def _take_over(self, sources: list[PeerId]) -> list[Effect]:
         rounds = sorted((self._neighbours[peer].sent.round for peer in sources), reverse=True)
-        target = Turn(rounds[min(self._pacing.f, len(rounds) - 1)], self._pacing.gossip_steps - 1)
+        # Never back: a source that has just skipped ahead may have sent only what is older than our snapshot.
+        target = Turn(max(rounds[self._pacing.f], self.complete), self._pacing.gossip_steps - 1)
         inbox: dict[PeerId, Payload] = {}
         for peer in sources:
             neighbour = self._neighbours[peer]
             payload = neighbour.fold(neighbour.sent, 0)
             assert payload is not None
             inbox[peer] = payload
-        self._folded = set(inbox)
+        self._mixing = set(inbox)
         self.phase = Phase.ADOPTING
         self.turn = target
         if self.complete == 0:
@@ -293,7 +300,7 @@ class Rounds:
             if payload is not None:  # a silent neighbour's weight stays ours
                 inbox[peer] = payload
                 weights[peer] = weight
-        self._folded.update(inbox)
+        self._mixing = set(inbox)
         self.phase = Phase.MIXING
         return [Mix(self.turn, inbox, weights, pack=self.turn.hop + 1 < self._pacing.gossip_steps)]
 
@@ -301,7 +308,7 @@ class Rounds:
         assert self.phase in (Phase.MIXING, Phase.ADOPTING)
         assert mixed.turn == self.turn
         effects: list[Effect] = [Report(Dropped(peer, Verdict.MALFORMED)) for peer in mixed.malformed]
-        self._folded.difference_update(mixed.malformed)
+        self._folded |= self._mixing - set(mixed.malformed)
         if self.phase is Phase.MIXING and self.turn.hop + 1 < self._pacing.gossip_steps:
             self.turn = Turn(self.turn.round, self.turn.hop + 1)
             effects += self._broadcast(mixed.payload)

@@ -6,6 +6,7 @@ A fifth of every class, chosen by the swarm's seed, is the test set of all peers
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -77,6 +78,7 @@ def _some(rng: np.random.Generator, members: npt.NDArray[np.int64]) -> npt.NDArr
     return rng.permutation(members)[: round(TEST_SHARE * len(members))]
 
 
+@functools.cache  # one process may simulate many peers
 def _load() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
     """Images [1797, 64] in [0, 1] and labels. Reads scikit-learn's file: importing the package takes two seconds."""
     found = importlib.util.find_spec("sklearn")
