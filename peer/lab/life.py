@@ -43,7 +43,7 @@ from murmurate.peer.protocol.events import (
 from murmurate.peer.protocol.seams import Trainer
 
 from .referee import Parcel, Referee
-from .schedule import Schedule, Trace
+from .schedule import Schedule, Trace, record
 
 KINDS: dict[type[Event] | type[Effect], int] = {
     Started: 0,
@@ -130,10 +130,10 @@ class Life:
     def feed(self, event: Event, first: int = 0, second: int = 0) -> None:
         """Give one event to the core and perform what it asks for. The numbers go into the trace."""
         now = self._schedule.now
-        trace = self._trace
-        trace.note(now, self.index, KINDS[type(event)], first, second)
+        trace = self._trace.bytes
+        trace += record(now, self.index, KINDS[type(event)], first, second)
         for effect in self.core.handle(event, now + self._clock_s):
-            trace.bytes.append(KINDS[type(effect)])
+            trace.append(KINDS[type(effect)])
             if isinstance(effect, Send):
                 self._send(effect)
             else:
@@ -205,6 +205,7 @@ class Life:
 
     def _train(self, round: int) -> Trained:
         self._training = None
+        self._trace.flush()
         trained = self.trainer.train(round)
         payload = Parcel.of(trained.payload, self.name, self.incarnation, Turn(round))
         self._trace.bytes.extend(payload)  # so that the digest also tells whether the arithmetic repeated

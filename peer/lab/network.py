@@ -64,7 +64,9 @@ class Network:
         """Best effort."""
         self.messages += 1
         weather, random = self.weather, self._random
-        if self._parted(life, other) or (weather.loss and random.random() < weather.loss):
+        if weather.loss and random.random() < weather.loss:
+            return
+        if self._side is not None and self._parted(life, other):
             return
         received = life.received(body)
         if weather.garbage and isinstance(body, Update) and random.random() < weather.garbage:

@@ -11,7 +11,8 @@ from typing import Any
 # Hash in large pieces: a call of hashlib for every record of some thirty bytes would cost more than the hashing.
 TRACE_BYTES = 1 << 16
 
-_RECORD = struct.Struct("<dhBqq").pack
+record = struct.Struct("<dhBqq").pack
+"""One event: when, of which peer, which kind, and the two numbers that matter most in it."""
 
 
 class Schedule:
@@ -41,15 +42,17 @@ class Schedule:
 
 
 class Trace:
-    """SHA-256 over every event and effect in order: two runs with one digest went the same way."""
+    """SHA-256 over every event and effect in order: two runs with one digest went the same way.
+
+    Whoever notes something appends to `bytes`, an event as a `record`: this is the busiest place of a run.
+    """
 
     def __init__(self) -> None:
         self.bytes = bytearray()
         self._hash = hashlib.sha256()
 
-    def note(self, now: float, peer: int, kind: int, first: int, second: int) -> None:
-        """One event of one peer, with the two numbers that matter most in it."""
-        self.bytes += _RECORD(now, peer, kind, first, second)
+    def flush(self) -> None:
+        """Hash what has gathered, when it is worth a call."""
         if len(self.bytes) > TRACE_BYTES:
             self._flush()
 
