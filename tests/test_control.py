@@ -10,7 +10,7 @@ import stat
 import tempfile
 import threading
 import tomllib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -214,8 +214,16 @@ def test_a_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     assert with_daemon(tmp_path / name, asking(tmp_path / name, ControlClient.status))["peer"] == "a"
 
 
-def test_a_path_that_is_too_long_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for temporary files whose path is short, which pytest's own is not."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_path_that_is_too_long_is_replaced(tmp_path: Path) -> None:
     folder = tmp_path / ("x" * 200)
     path = socket_path(folder / "a")
     assert len(str(path)) <= control.SOCKET_PATH_MAX < len(str(folder))
@@ -229,15 +237,12 @@ def test_a_path_that_is_too_long_is_replaced(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("trap", ["writable by others", "a link"])
-def test_a_folder_for_sockets_that_others_could_use_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trap: str
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+def test_a_folder_for_sockets_that_others_could_use_is_refused(tmp_path: Path, short: Path, trap: str) -> None:
     folder = tmp_path / ("x" * 200)
     shared = socket_path(folder / "a").parent
+    assert shared.parent == short
     if trap == "a link":
-        (tmp_path / "elsewhere").mkdir()
-        shared.symlink_to(tmp_path / "elsewhere")
+        shared.symlink_to(tmp_path)
     else:
         shared.mkdir()
         shared.chmod(0o777)
@@ -247,7 +252,7 @@ def test_a_folder_for_sockets_that_others_could_use_is_refused(
 
 def test_the_socket_of_a_dead_daemon_is_replaced(tmp_path: Path) -> None:
     path = socket_path(tmp_path / "a")
-    path.parent.mkdir()
+    path.parent.mkdir(exist_ok=True)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
         dead.listen()

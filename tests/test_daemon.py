@@ -128,7 +128,7 @@ def test_the_trainer_is_called_on_one_thread_that_is_not_the_loops(tmp_path: Pat
         return life.toy
 
     toy = play(scenario())
-    assert {"restore", "train 3", "mix 3", "export", "snapshot"} <= set(toy.calls)
+    assert {"restore", "train 3", "mix 3", "export", "snapshot 4"} <= set(toy.calls)
     (thread,) = toy.threads
     assert thread is not threading.current_thread()
 
@@ -136,7 +136,7 @@ def test_the_trainer_is_called_on_one_thread_that_is_not_the_loops(tmp_path: Pat
 def test_a_snapshot_is_taken_before_the_next_training(tmp_path: Path) -> None:
     config = make_config(tmp_path, "a", ALONE, rounds={"max": 3}, runtime={"snapshot_s": 0.0})
     life = play(a_life(config))
-    assert life.toy.calls == [f"{call} {n}".strip() for n in (1, 2, 3) for call in ("train", "mix", "snapshot")]
+    assert life.toy.calls == [f"{call} {n}" for n in (1, 2, 3) for call in ("train", "mix", "snapshot")]
     assert json.loads((tmp_path / "a" / "snapshot.safetensors").read_text())["round"] == 3
 
 
@@ -158,7 +158,7 @@ def test_a_round_is_a_row(tmp_path: Path) -> None:
         assert [row["kind"] for row in life.rows[:2]] == ["started", "peer"]
         first, second = life.all("round")
         assert (first["round"], first["loss"], first["folded"], first["missing"]) == (1, 0.5, [other], [])
-        assert second["bytes_sent"] > first["bytes_sent"] > 0
+        assert second["bytes_sent"] >= first["bytes_sent"] > 0
         assert 0 <= first["waited_s"] <= first["seconds"]
     rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     assert [{key: row[key] for key in row if key != "time"} for row in rows] == a.rows
@@ -314,7 +314,7 @@ def test_only_the_last_snapshot_is_worth_an_end(tmp_path: Path, how: str) -> Non
             def fail(_: Path) -> NoReturn:
                 raise OSError(28, "No space left on device")
 
-            if len([call for call in self.calls if call == "snapshot"]) > self.failures:
+            if len([call for call in self.calls if call.startswith("snapshot")]) > self.failures:
                 return write
             return fail(Path()) if how == "copy" else fail
 
@@ -369,7 +369,7 @@ def test_leaving_ends_the_step_takes_a_snapshot_and_says_goodbye(tmp_path: Path)
         return a, b
 
     a, b = play(scenario())
-    assert a.toy.calls[-2:] == ["train 3", "snapshot"]
+    assert a.toy.calls[-2:] == ["train 3", "snapshot 2"]
     assert json.loads((tmp_path / "a" / "snapshot.safetensors").read_text())["round"] == 2
     assert [row["state"] for row in b.all("peer")] == ["alive", "left"]
 
@@ -382,7 +382,7 @@ def test_a_peer_may_leave_before_anybody_has_come(tmp_path: Path) -> None:
             await life.end()
         return life
 
-    assert play(scenario()).toy.calls == ["snapshot"]
+    assert play(scenario()).toy.calls == ["snapshot 0"]
 
 
 def test_a_restart_goes_on_from_the_snapshot(tmp_path: Path) -> None:

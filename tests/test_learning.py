@@ -178,7 +178,7 @@ def test_which_optimizers_see_layers() -> None:
         return [tuple(value.shape) for group in groups for value in group["params"]]
 
     assert shapes("AdamW") == [(26,)]
-    assert shapes("lamb") == [(4, 3), (4,), (2, 4), (2,)]
+    assert shapes("adafactor") == shapes("lamb") == [(4, 3), (4,), (2, 4), (2,)]
     assert ELEMENTWISE >= FUSED
 
 

@@ -270,7 +270,7 @@ def parcel(origin: PeerId, round: int, incarnation: int = 1) -> tuple[PeerId, Pa
         ([Send(C, Update(Turn(4), b""))], "sends to c, no neighbour"),
         ([Train(4), Save()], "snapshot while a job is running"),
         ([Leave(), Save()], "asks for Save after Leave"),
-        ([Adopt(Turn(2), {})], "mixes turn (2, 0) after turn (2, 0)"),
+        ([Adopt(Turn(1), {})], "mixes turn (1, 0) after turn (2, 0)"),
     ],
 )
 def test_referee_objects(effects: list[Effect | None], complaint: str) -> None:

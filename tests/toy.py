@@ -71,7 +71,7 @@ class Toy:
         self.interrupted.set()
 
     def snapshot(self) -> Write:
-        self._note("snapshot")
+        self._note(f"snapshot {self.round}")
         return self._writer()
 
     def restore(self, path: Path) -> int:
@@ -194,7 +194,8 @@ class Process:
 
     def __init__(self, config: Path, behaviour: str = "plain") -> None:
         command = [sys.executable, __file__, str(config), behaviour]
-        environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parents[1] / ".src")}
+        environment = {key: value for key, value in os.environ.items() if key != "GRPC_VERBOSITY"}  # ours to set
+        environment |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(Path(__file__).parents[1] / ".src")}
         self.popen = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,

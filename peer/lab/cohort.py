@@ -55,7 +55,7 @@ class Cohort:
         self._offsets = dict.fromkeys(self._rows, 0)  # how much of each metrics.jsonl has been read
         folder.mkdir(parents=True, exist_ok=True)
         for config in configs:
-            self.path(config.name).write_text(to_toml(config), encoding="utf-8")
+            self.reconfigure(config)
 
     def __enter__(self) -> Self:
         return self
@@ -66,6 +66,11 @@ class Cohort:
     def path(self, name: str) -> Path:
         """The configuration file of one daemon."""
         return self.folder / f"{name}.toml"
+
+    def reconfigure(self, config: Config) -> None:
+        """Give one daemon another configuration, for its next start."""
+        self.configs[config.name] = config
+        self.path(config.name).write_text(to_toml(config), encoding="utf-8")
 
     def start(self, *names: str) -> None:
         """Start these daemons, or all."""

@@ -81,8 +81,8 @@ class Referee:
                 self._begin_job()
             case Mix(turn, inbox, weights):
                 self._begin_job()
-                self._on_turn(turn)
                 joining = self._core.phase is Phase.ADOPTING
+                self._on_turn(turn, joining)
                 for peer, payload in inbox.items():
                     self._on_fold(peer, payload, turn, joining)
                 total = sum(weights.values())
@@ -90,7 +90,7 @@ class Referee:
                     self._object(f"mixes {list(inbox)} with weights {dict(weights)}")
             case Adopt(turn, inbox):
                 self._begin_job()
-                self._on_turn(turn)
+                self._on_turn(turn, joining=True)
                 for peer, payload in inbox.items():
                     self._on_fold(peer, payload, turn, joining=True)
             case Save():
@@ -106,8 +106,8 @@ class Referee:
             self._object("asks for a job while another one is running")
         self._busy = True
 
-    def _on_turn(self, turn: Turn) -> None:
-        if turn <= self._turn:
+    def _on_turn(self, turn: Turn, joining: bool) -> None:
+        if turn.round < self._turn.round if joining else turn <= self._turn:  # a joiner may mix at its own round
             self._object(f"mixes turn {tuple(turn)} after turn {tuple(self._turn)}")
         self._turn = max(self._turn, turn)
         self._trained = max(self._trained, turn.round)
