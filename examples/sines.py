@@ -1,7 +1,7 @@
 """A task of your own in thirty lines: peers learn a sine together, each from its own piece of the axis.
 
-    murmurate init sines.toml --task sines:make_task       # in this folder
-    murmurate run sines.toml
+murmurate init sines.toml --task sines:make_task       # in this folder
+murmurate run sines.toml
 """
 
 import torch

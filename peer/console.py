@@ -195,7 +195,7 @@ def demo_table(state: DemoState) -> RenderableType:
         table.add_row(
             Text(f"{peer.name}{' (liar)' if peer.liar else ''}", "magenta" if peer.liar else ""),
             _state(peer.state),
-            f"{peer.round} / {state.rounds}",
+            str(peer.round),
             _number(peer.loss),
             _number(peer.accuracy),
             bytes_text(peer.bytes_sent),

@@ -23,7 +23,7 @@ from murmurate.peer.protocol.seams import Write
 from murmurate.peer.runtime import control
 from murmurate.peer.runtime.control import ControlClient, finite, socket_path
 
-from .toy import PATIENCE_S, Life, Toy, living, make_config
+from .toy import PATIENCE_S, Life, Toy, living, make_config, until_interrupted
 
 T = TypeVar("T")
 
@@ -37,10 +37,6 @@ def with_daemon(folder: Path, scenario: Callable[[Life], Awaitable[T]], toy: Toy
             return await scenario(life)
 
     return asyncio.run(run())
-
-
-def until_interrupted(toy: Toy, round: int) -> None:
-    assert toy.interrupted.wait(PATIENCE_S)
 
 
 def asking(folder: Path, question: Callable[[ControlClient], T]) -> Callable[[Life], Awaitable[T]]:

@@ -107,6 +107,11 @@ def _unpack(payload: bytes | bytearray | memoryview) -> float:
     return array.array("d", bytes(payload))[0]
 
 
+def until_interrupted(toy: Toy, round: int) -> None:
+    """A training that lasts until the daemon is to leave."""
+    assert toy.interrupted.wait(PATIENCE_S)
+
+
 # Daemons in this process ------------------------------------------------------------------------------
 
 
@@ -171,6 +176,14 @@ class Life:
         return [row for row in self.rows if row["kind"] == kind]
 
 
+async def a_life(config: Config, toy: Toy | None = None) -> Life:
+    """From the beginning to the end. Raises what the daemon raises."""
+    life = Life(config, toy)
+    async with living(life):
+        await life.end()
+    return life
+
+
 @asynccontextmanager
 async def living(*lives: Life) -> AsyncGenerator[None]:
     """These daemons live, and those that still do when the test is over leave."""
@@ -228,7 +241,8 @@ class Process:
 
 
 def _say(kind: str) -> None:
-    print(json.dumps({"kind": kind}), flush=True)
+    sys.stdout.write(json.dumps({"kind": kind}) + "\n")
+    sys.stdout.flush()
 
 
 class _Told(Toy):
@@ -241,7 +255,7 @@ class _Told(Toy):
 
 def _until_interrupted(toy: Toy, round: int) -> None:
     _say("training")
-    toy.interrupted.wait()
+    until_interrupted(toy, round)
 
 
 def _forever(toy: Toy, round: int) -> None:

@@ -1,1 +1,1 @@
-""""""
+"""The laboratory: the same core in virtual time, cohorts of real daemons, the demo and the benchmarks."""

@@ -20,10 +20,10 @@ from murmurate.peer.runtime.sink import Source, serve_sink
 BLOCK_BYTES = 2**20
 
 
-def measure_link(payload_bytes: int, repeats: int) -> dict[str, int | list[float]]:
+def measure_link(payload_bytes: int, repeats: int) -> dict[str, list[float]]:
     """Send a payload over TCP and over a link, `repeats` times each, alternately, to a process of its own.
 
-    Returns `payload_bytes`, and `tcp_s` and `link_s`: seconds from the first byte to the answer, one per repetition,
+    Returns `tcp_s` and `link_s`: seconds from the first byte to the answer, one per repetition,
     after one unmeasured transfer each. Raises LocalError when the other process does not start.
     """
     payload = os.urandom(payload_bytes)
@@ -46,7 +46,7 @@ def measure_link(payload_bytes: int, repeats: int) -> dict[str, int | list[float
                     for _ in range(repeats + 1)
                 ]
     tcp_s, link_s = zip(*seconds[1:], strict=True)
-    return {"payload_bytes": payload_bytes, "tcp_s": list(tcp_s), "link_s": list(link_s)}
+    return {"tcp_s": list(tcp_s), "link_s": list(link_s)}
 
 
 def main() -> None:

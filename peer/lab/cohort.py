@@ -48,7 +48,7 @@ class Cohort:
     """Daemons of one swarm, one process each, with their files in `folder`/NAME."""
 
     def __init__(self, folder: Path, configs: Sequence[Config]) -> None:
-        self.folder = folder
+        self.folder = folder.resolve()
         self.configs = {config.name: config for config in configs}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._rows: dict[str, list[dict[str, Any]]] = {config.name: [] for config in configs}
@@ -154,7 +154,7 @@ class Cohort:
 def loopback_configs(folder: Path, names: Sequence[str], table: Mapping[str, Any]) -> list[Config]:
     """One Config per name: `table` plus a name, a free address and a folder for each."""
     peers = dict(zip(names, free_addresses(len(names)), strict=True))
-    runtime = table.get("runtime", {})
+    folder, runtime = folder.resolve(), table.get("runtime", {})
     return [
         parse({**table, "name": name, "peers": peers, "runtime": {"state_dir": str(folder / name), **runtime}})
         for name in names

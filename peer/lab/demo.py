@@ -28,6 +28,7 @@ LIARS = ("peer-2", "peer-5")
 VICTIM = "peer-4"
 KILLED_AT = 0.3  # of the rounds: early enough that the restarted process is back well before the end
 ATTACK_SCALE = 2.0  # a plain mean of 3 honest models and 2 of these points backwards
+ROUNDS_BACK = 20  # that the returned peer does before the end
 TIMEOUT_S = 300.0
 LOOK_S = 0.5  # eight status calls each time: often enough for the eye, and the cores belong to the daemons
 
@@ -40,7 +41,7 @@ def demo_table(rounds: int, seed: int) -> dict[str, Any]:
         "local": {"steps": 20, "batch_size": 32, "lr": 0.1, "options": {"momentum": 0.9}, "sam_rho": 0.05},
         "mixing": {"rule": "nna", "f": 2},
         "topology": {"rule": "random_regular", "options": {"degree": 4}},
-        "rounds": {"max": rounds, "deadline_s": 10.0},
+        "rounds": {"max": rounds, "deadline_s": 10.0},  # the demo's daemons are told when to leave instead
         "liveness": {"join_s": 60.0},
         "runtime": {"threads": 1, "snapshot_s": 1.0},
     }
@@ -70,7 +71,6 @@ class DemoState:
     """One moment of the demo."""
 
     headline: str
-    rounds: int
     peers: tuple[PeerView, ...]
 
 
@@ -145,11 +145,14 @@ class Demo:
         if (out / "swarm").exists():
             shutil.rmtree(out / "swarm")  # an earlier run's daemons and their snapshots
         table = demo_table(rounds, seed)
+        # A fast machine is through before a killed process has started again: all go on until that one is back.
+        table["rounds"] = {**table["rounds"], "max": 0}
         configs = loopback_configs(out / "swarm", NAMES, table)
         configs = [lying(config) if config.name in LIARS else config for config in configs]
         self.cohort = Cohort(out / "swarm", configs)
         self._killed_round = 0
         self._rejoined_round = 0
+        self._ending = False
         self._baselines: subprocess.Popen[bytes] | None = None
         self._seed = seed
 
@@ -168,6 +171,7 @@ class Demo:
         self._baselines = self._start_baselines()
         for _ in self.cohort.polls(TIMEOUT_S, LOOK_S):
             self._disturb()
+            self._end_when_done()
             yield self._state()
             if not self.cohort.running() and self._baselines.poll() is not None:
                 break
@@ -189,8 +193,20 @@ class Demo:
             self.cohort.kill(VICTIM)
             self.cohort.start(VICTIM)
         elif self._killed_round and not self._rejoined_round:
-            joined = self.cohort.rows(VICTIM, "joined")
-            self._rejoined_round = int(joined[-1]["round"]) if joined else 0
+            lives = self.cohort.rows(VICTIM, "started")
+            if len(lives) > 1:  # the first round it completes in its second life
+                rounds = [row["round"] for row in self.cohort.rows(VICTIM) if row["time"] >= lives[-1]["time"]]
+                self._rejoined_round = int(rounds[0]) if rounds else 0
+
+    def _end_when_done(self) -> None:
+        """Ask all to leave once everybody has done the rounds, and the returned one enough of them."""
+        if self._ending or not self._rejoined_round:
+            return
+        since = self.cohort.round(VICTIM) - self._rejoined_round
+        if since >= ROUNDS_BACK and all(self.cohort.round(name) >= self.rounds for name in NAMES):
+            self._ending = True
+            for name in self.cohort.running():
+                self.cohort.leave(name)
 
     def _state(self) -> DemoState:
         views = tuple(self._view(name) for name in NAMES)
@@ -201,10 +217,10 @@ class Demo:
         elif not self._rejoined_round:
             headline = f"{VICTIM} was killed in round {self._killed_round} and starts again"
         elif self.cohort.running():
-            headline = f"{VICTIM} is back since round {self._rejoined_round}"
+            headline = f"{VICTIM} is back since round {self._rejoined_round}" + ("; all leave" if self._ending else "")
         else:
             headline = "done; the baselines are still running"
-        return DemoState(headline, self.rounds, views)
+        return DemoState(headline, views)
 
     def _view(self, name: str) -> PeerView:
         rows = self.cohort.rows(name)
