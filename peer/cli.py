@@ -277,7 +277,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = add("demo", _demo, "8 real daemons on this machine, 2 of them liars, one crash: a live table and a verdict")
     demo.add_argument("--out", default="runs/demo", help="folder of the report (default: %(default)s)")
-    demo.add_argument("--rounds", type=_positive, default=150, help="rounds (default: %(default)s)")
+    demo.add_argument("--rounds", type=_positive, default=120, help="rounds (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=1, help="seed of data, graph and weights (default: %(default)s)")
 
     _add_init(add("init", _init, "write a commented configuration file"))

@@ -77,8 +77,8 @@ class Local(Section):
     All peers must agree on it, and on SAM or no SAM."""
     lr: float = Field(default=0.05, gt=0)
     """Learning rate."""
-    options: dict[str, Option] = Field(default_factory=lambda: {"momentum": 0.9})
-    """Further arguments of the optimizer, by its own names."""
+    options: dict[str, Option] = Field(default_factory=dict)
+    """Further arguments of the optimizer, by its own names; sgd's momentum is 0.9 and polyak's 0.99 unless given."""
     sam_rho: float = Field(default=0.0, ge=0)
     """Radius of the sharpness-aware ascent step around any optimizer (DFedSAM uses 0.01 to 0.1); 0: no SAM."""
 

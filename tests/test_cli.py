@@ -371,11 +371,31 @@ def test_topology_show_names_what_is_wrong(capsys: Capture, argv: list[str], cod
 # Small things -----------------------------------------------------------------------------------------
 
 
+def alone(code: str, **environment: str) -> None:
+    """Run code in a Python that has imported nothing yet."""
+    inherited = {key: value for key, value in os.environ.items() if key != "GRPC_VERBOSITY"}
+    path = str(Path(__file__).parents[1] / ".src")
+    subprocess.run([sys.executable, "-c", code], check=True, env={**inherited, "PYTHONPATH": path, **environment})
+
+
 def test_status_does_not_wait_for_torch() -> None:
-    code = "import sys, murmurate.peer.cli, murmurate.peer.runtime.control, murmurate.peer.runtime.daemon; "
-    code += "assert not {'torch', 'tensorboardX', 'matplotlib'} & set(sys.modules)"
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / ".src")}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    modules = "murmurate.peer.cli, murmurate.peer.runtime.control, murmurate.peer.runtime.daemon"
+    alone(f"import sys, {modules}; assert not {{'torch', 'tensorboardX', 'matplotlib'}} & set(sys.modules)")
+
+
+@pytest.mark.parametrize("entry", ["cli, murmurate.peer.runtime.control", "runtime.transport", "lab.cohort"])
+def test_grpc_is_told_to_be_quiet_before_it_is_imported(entry: str) -> None:
+    """Else its core writes about connections that a neighbour closes. Whoever wants to read that still can."""
+    look = """
+import builtins, os, sys
+def watch(name, *rest, original=builtins.__import__):
+    if name.partition(".")[0] == "grpc" and "grpc" not in sys.modules:
+        seen.append(os.environ.get("GRPC_VERBOSITY"))
+    return original(name, *rest)
+builtins.__import__, seen = watch, []
+"""
+    alone(f"{look}import murmurate.peer.{entry}\nassert seen[0] == 'ERROR', seen")
+    alone(f"{look}import murmurate.peer.{entry}\nassert seen[0] == 'DEBUG', seen", GRPC_VERBOSITY="DEBUG")
 
 
 def test_an_interruption_by_the_user_is_no_fault(capsys: Capture, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

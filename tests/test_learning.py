@@ -19,7 +19,7 @@ from murmurate.peer.learning.exchange import Models
 from murmurate.peer.learning.flat import FlatModel, is_finite
 from murmurate.peer.learning.local_steps import make_step
 from murmurate.peer.learning.mixing import make_mixer
-from murmurate.peer.learning.optimizers import DEFAULTS, ELEMENTWISE, FUSED, Sgd, make_optimizer, use_hyperparameters
+from murmurate.peer.learning.optimizers import ELEMENTWISE, FUSED, Sgd, make_optimizer, use_hyperparameters
 from murmurate.peer.learning.randomness import derive
 
 
@@ -148,8 +148,8 @@ def test_polyak_is_the_average_of_gradients() -> None:
 
 
 def test_defaults_of_another_optimizer_are_not_ours() -> None:
-    """The configuration's default momentum is meant for sgd, and must reach neither Adam nor RMSprop."""
-    assert DEFAULTS["sgd"] == Local().options
+    """The default momentum is meant for sgd, and must reach neither Adam nor RMSprop."""
+    assert Local().options == {}
     assert torch.equal(trajectory("sgd", None).flat_D, trajectory("sgd", {"momentum": 0.9}).flat_D)
     assert torch.equal(trajectory("rmsprop", None).flat_D, trajectory("rmsprop", {"momentum": 0.0}).flat_D)
     local = Local(optimizer="rmsprop")

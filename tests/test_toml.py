@@ -49,6 +49,12 @@ def test_a_configuration_comes_back_equal(table: dict[str, Any], comments: bool)
     assert parse(tomllib.loads(to_toml(config, comments))) == config
 
 
+@pytest.mark.parametrize("key", ["", "degree", "a-b_c", "a.b", "a b", "ü", "²", "😀", '"', "\\", "\n", "\x00", "\x7f"])
+def test_an_option_may_have_any_name(key: str) -> None:
+    config = parse({"name": "a", "peers": {"a": "host:1"}, "topology": {"options": {key: key}}})
+    assert parse(tomllib.loads(to_toml(config))) == config
+
+
 def test_a_file_comes_back_equal(tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text(to_toml(parse({"name": "a", "peers": {"a": "host:1"}})), encoding="utf-8")
     config = load(tmp_path / "one.toml")

@@ -38,9 +38,9 @@ def demo_table(rounds: int, seed: int) -> dict[str, Any]:
     return {
         "swarm": {"name": "demo", "seed": seed},
         "task": {"name": "digits", "partition": "dirichlet", "alpha": 0.5},
-        "local": {"steps": 20, "batch_size": 32, "lr": 0.1, "options": {"momentum": 0.9}, "sam_rho": 0.05},
+        "local": {"steps": 10, "batch_size": 32, "lr": 0.1, "options": {"momentum": 0.9}, "sam_rho": 0.1},
         "mixing": {"rule": "nna", "f": 2},
-        "topology": {"rule": "random_regular", "options": {"degree": 4}},
+        "topology": {"rule": "small_world", "options": {"k": 4, "p": 0.0}},  # a ring with two neighbours each way
         "rounds": {"max": rounds, "deadline_s": 10.0},  # the demo's daemons are told when to leave instead
         "liveness": {"join_s": 60.0},
         "runtime": {"threads": 1, "snapshot_s": 1.0},

@@ -70,7 +70,7 @@ KINDS: dict[type[Event] | type[Effect], int] = {
 class World(Protocol):
     """What a life asks of its surroundings."""
 
-    def send(self, life: Life, to: Life, body: Body) -> None: ...
+    def send(self, life: Life, other: Life, body: Body) -> None: ...
     def save(self, life: Life) -> None: ...
     def left(self, life: Life) -> None: ...
     def sent(self, life: Life, round: int, payload: bytes) -> None: ...
@@ -135,7 +135,11 @@ class Life:
         for effect in self.core.handle(event, now + self._clock_s):
             trace.append(KINDS[type(effect)])
             if isinstance(effect, Send):
-                self._send(effect)
+                other = self.links.get(effect.to)
+                if other is None or self.left:
+                    self._referee.asked(effect)  # links are to neighbours only, so only this one can be wrong
+                else:
+                    self._world.send(self, other, effect.body)
             else:
                 self._referee.asked(effect)
                 self._perform(effect)
@@ -161,13 +165,6 @@ class Life:
         return self._received
 
     # Effects out --------------------------------------------------------------------------------------
-
-    def _send(self, send: Send) -> None:
-        other = self.links.get(send.to)
-        if other is None or self.left:
-            self._referee.asked(send)  # links are to neighbours only, so only this one can be wrong
-        else:
-            self._world.send(self, other, send.body)
 
     def _perform(self, effect: Effect) -> None:
         match effect:

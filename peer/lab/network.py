@@ -72,7 +72,8 @@ class Network:
         if weather.garbage and isinstance(body, Update) and random.random() < weather.garbage:
             parcel = Parcel.of(random.choice(self._garbage), life.name, life.incarnation, body.turn)
             received = Received(Envelope(life.name, life.incarnation, Update(body.turn, parcel)))
-        self._schedule.after(self._latency(), other.receive, received, life.index)
+        delay_s = weather.latency_s - weather.jitter_s * math.log(1.0 - random.random())
+        self._schedule.after(delay_s, other.receive, received, life.index)
         if weather.duplication and random.random() < weather.duplication:
             self._schedule.after(self._latency(), other.receive, received, life.index)
         if weather.replay and random.random() < weather.replay:

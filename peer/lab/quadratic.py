@@ -19,6 +19,7 @@ from murmurate.peer.protocol.events import Adopt, Mix, Mixed, Payload, PeerId, T
 from murmurate.peer.protocol.seams import Write
 
 Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
 
 
 class Field:
@@ -69,23 +70,21 @@ class Quadratic:
         return Trained(round, self._pack())
 
     def mix(self, effect: Mix) -> Mixed:
-        theirs, malformed = self._unpack(effect.inbox)
-        if self._field.rule == "nna":
-            self.model_D = nearest_neighbour_average(self.model_D, theirs, self._field.f)
-        else:
-            mixed_D = self.model_D
-            for peer, model_D in theirs.items():
-                mixed_D = mixed_D + effect.weights[peer] * (model_D - self.model_D)
-            self.model_D = mixed_D
+        senders, theirs_KD, malformed = self._unpack(effect.inbox)
+        if senders and self._field.rule == "nna":
+            self.model_D = nearest_neighbour_average(self.model_D, theirs_KD, self._field.f)
+        elif senders:
+            weights_K = np.array([effect.weights[peer] for peer in senders])
+            self.model_D = self.model_D + weights_K @ (theirs_KD - self.model_D)
         if effect.pack:
             return Mixed(effect.turn, self._pack(), malformed)
         self._complete = effect.turn.round
         return Mixed(effect.turn, malformed=malformed)
 
     def adopt(self, effect: Adopt) -> Mixed:
-        theirs, malformed = self._unpack(effect.inbox)
-        if theirs:
-            self.model_D = np.median(list(theirs.values()), axis=0)
+        senders, theirs_KD, malformed = self._unpack(effect.inbox)
+        if senders:
+            self.model_D = np.median(theirs_KD, axis=0)
         self._complete = effect.turn.round
         return Mixed(effect.turn, malformed=malformed)
 
@@ -118,23 +117,24 @@ class Quadratic:
     def _pack(self) -> bytes:
         return (-4.0 * self.model_D if self._lies else self.model_D).tobytes()
 
-    def _unpack(self, inbox: Mapping[PeerId, Payload]) -> tuple[dict[PeerId, Vector], tuple[PeerId, ...]]:
-        theirs: dict[PeerId, Vector] = {}
-        malformed: list[PeerId] = []
-        for peer, payload in inbox.items():
-            if len(payload) == self.payload_bytes and math.isfinite((model_D := np.frombuffer(payload)).sum()):
-                theirs[peer] = model_D
-            else:
-                malformed.append(peer)
-        return theirs, tuple(malformed)
+    def _unpack(self, inbox: Mapping[PeerId, Payload]) -> tuple[list[PeerId], Matrix, tuple[PeerId, ...]]:
+        """Who sent a model, all of them as rows, and who sent none."""
+        size = self.payload_bytes
+        senders = [peer for peer, payload in inbox.items() if len(payload) == size]
+        theirs_KD = np.frombuffer(b"".join([inbox[peer] for peer in senders])).reshape(len(senders), len(self.model_D))
+        if not math.isfinite(theirs_KD.sum()):
+            finite = [k for k in range(len(senders)) if np.isfinite(theirs_KD[k]).all()]
+            senders, theirs_KD = [senders[k] for k in finite], theirs_KD[finite]
+        malformed = () if len(senders) == len(inbox) else tuple(peer for peer in inbox if peer not in senders)
+        return senders, theirs_KD, malformed
 
 
-def nearest_neighbour_average(mine_D: Vector, theirs: Mapping[PeerId, Vector], f: int) -> Vector:
+def nearest_neighbour_average(mine_D: Vector, theirs_KD: Matrix, f: int) -> Vector:
     """The mean of the K+1-f models nearest to ours, our own included (MoNNA, Farhadkhani et al. 2023, on a graph)."""
-    all_D = [mine_D, *theirs.values()]
-    kept = max(1, len(all_D) - f)
-    nearest = sorted(range(len(all_D)), key=lambda k: float(((all_D[k] - mine_D) ** 2).sum()))[:kept]
-    return np.mean([all_D[k] for k in nearest], axis=0)
+    all_ND = np.vstack([mine_D, theirs_KD])
+    distances_N = ((all_ND - mine_D) ** 2).sum(axis=1)
+    nearest = np.argsort(distances_N, kind="stable")[: max(1, len(all_ND) - f)]
+    return all_ND[nearest].mean(axis=0)
 
 
 def void(_: object) -> None:

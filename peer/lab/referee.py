@@ -114,18 +114,20 @@ class Referee:
 
     def _on_fold(self, peer: PeerId, payload: object, turn: Turn, joining: bool) -> None:
         assert isinstance(payload, Parcel)
-        fold = f"folds {payload.origin}'s payload {payload.incarnation}:{tuple(payload.turn)} in {tuple(turn)}"
-        if payload.origin != peer or peer not in self._links:
-            self._object(f"{fold} as {peer}'s")
-        if not joining and payload.turn > turn:
-            self._object(f"{fold}, from the future")
-        if not joining and payload.turn.round < turn.round - self._stale_max:
-            self._object(f"{fold}, stale")
-        now = (payload.incarnation, payload.turn)
         last = self._folded.get(peer)
+        now = self._folded[peer] = (payload.incarnation, payload.turn)
+        faults: list[str] = []
+        if payload.origin != peer or peer not in self._links:
+            faults.append(f" as {peer}'s")
+        if not joining and payload.turn > turn:
+            faults.append(", from the future")
+        if not joining and payload.turn.round < turn.round - self._stale_max:
+            faults.append(", stale")
         if last is not None and now <= last:
-            self._object(f"{fold} after {last[0]}:{tuple(last[1])}")
-        self._folded[peer] = now
+            faults.append(f" after {last[0]}:{tuple(last[1])}")
+        for fault in faults:
+            which = f"{payload.origin}'s payload {payload.incarnation}:{tuple(payload.turn)}"
+            self._object(f"folds {which} in {tuple(turn)}{fault}")
 
     def _object(self, sentence: str) -> None:
         if len(self._violations) < VIOLATIONS_MAX:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import html
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +47,7 @@ def _draw(result: DemoResult, path: Path) -> None:
             if name == VICTIM
             else (BLUE, "honest peers, nearest-neighbour mixing")
         )
-        rounds, accuracies = zip(*curve, strict=True)
+        rounds, accuracies = zip(*_with_gaps(curve), strict=True)
         width = 1.8 if name == VICTIM else 1.0
         axes.plot(rounds, accuracies, color=colour, lw=width, label=None if label in labelled else label)
         labelled.add(label)
@@ -65,6 +67,16 @@ def _draw(result: DemoResult, path: Path) -> None:
     axes.grid(alpha=0.25)
     axes.legend(loc="center right", frameon=False, bbox_to_anchor=(1.0, 0.42))
     figure.savefig(path, dpi=130)
+
+
+def _with_gaps(curve: Sequence[tuple[int, float]]) -> Iterator[tuple[int, float]]:
+    """The curve, broken where rounds are missing: a peer that is down has no accuracy."""
+    before = 0
+    for round, accuracy in curve:
+        if round > before + 1:
+            yield round - 1, math.nan
+        yield round, accuracy
+        before = round
 
 
 def _page(result: DemoResult, picture: bytes) -> str:

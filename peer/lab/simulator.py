@@ -16,7 +16,7 @@ from random import Random
 from tempfile import TemporaryDirectory
 
 from murmurate.peer.protocol.core import Peer
-from murmurate.peer.protocol.events import Body, Fact, LeaveRequested, PeerId, RoundDone
+from murmurate.peer.protocol.events import Fact, LeaveRequested, PeerId, RoundDone
 from murmurate.peer.protocol.seams import Trainer, Write
 from murmurate.topology import Topology
 
@@ -131,6 +131,7 @@ class _Swarm:
         self._network = Network(
             self._graph, plan.weather, self._schedule, self._random, self._trainers[0].payload_bytes
         )
+        self.send = self._network.send
         self._paces = [self._draw_pace() for _ in range(n)]
         self._incarnations = [0] * n
         self._disks: list[Write | None] = [None] * n
@@ -269,9 +270,6 @@ class _Swarm:
         self._schedule.after(self._random.expovariate(1 / self._plan.weather.restart_s), self._start, i)
 
     # World, as lives see it ---------------------------------------------------------------------------
-
-    def send(self, life: Life, to: Life, body: Body) -> None:
-        self._network.send(life, to, body)
 
     def save(self, life: Life) -> None:
         self._schedule.after(self._plan.weather.write_s, self._written, life, life.trainer.snapshot())

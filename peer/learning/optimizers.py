@@ -122,9 +122,8 @@ def use_hyperparameters(optimizer: Optimizer, local: config.Local) -> None:
 
 
 def _options(local: config.Local) -> dict[str, config.Option]:
-    """What was given; else what is usual for this optimizer."""
-    given = local.options if "options" in local.model_fields_set else {}
-    return dict(given or DEFAULTS.get(local.optimizer.lower(), {}))
+    """What was given, over what is usual for this optimizer."""
+    return {**DEFAULTS.get(local.optimizer.lower(), {}), **local.options}
 
 
 def _find(name: str) -> type[torch.optim.Optimizer]:
