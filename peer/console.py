@@ -89,7 +89,7 @@ def run_line(row: Mapping[str, Any]) -> Text:
         return text
     match kind:
         case "started":
-            return Text(f"started, life {row['incarnation']}, after round {row['round']}", "dim")
+            return Text(f"started, after round {row['round']}" if row["round"] else "started", "dim")
         case "joined":
             return Text(f"joined at round {row['round']} from {', '.join(row['sources'])}", "cyan")
         case "skipped":
@@ -112,7 +112,7 @@ def status_panel(status: Mapping[str, Any]) -> Panel:
         ("snapshot", f"after round {status['snapshot_round']}" if status["snapshot_round"] else "none yet"),
         ("traffic", f"{bytes_text(status['bytes_sent'])} sent, {bytes_text(status['bytes_received'])} received"),
         ("links", f"{sum(peer['linked'] for peer in status['peers'])} of {len(status['peers'])}"),
-        ("up", f"{status['uptime_s']:.0f} s, life {status['incarnation']}"),
+        ("up", f"{status['uptime_s']:.0f} s"),
         ("listens", status["listen"]),
     ]
     if status["metrics"]:

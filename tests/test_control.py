@@ -60,11 +60,11 @@ def test_status_says_how_it_is(tmp_path: Path) -> None:
     status = with_daemon(tmp_path, asking(tmp_path, ControlClient.status), toy)
     assert 0 < status.pop("uptime_s") < PATIENCE_S
     assert len(status.pop("swarm")) == 64
+    assert status.pop("incarnation") >= 1
     assert status == {
         "peer": "a",
         "phase": "training",
         "round": 0,
-        "incarnation": 1,
         "figures": {"loss": 0.5},
         "bytes_sent": 0,
         "bytes_received": 0,

@@ -114,11 +114,11 @@ def test_what_grew_too_old_makes_room_for_what_is_useful() -> None:
 
 def test_a_dropped_update_still_tells_where_the_sender_is_and_that_it_speaks() -> None:
     neighbour = Neighbour()
-    neighbour.tardy = True
+    neighbour.missed = 2
     assert keep(neighbour, 6, oldest=9) is Verdict.LATE
     assert neighbour.turn == Turn(6)
     assert neighbour.sent == Turn(0)
-    assert not neighbour.tardy
+    assert not neighbour.missed
 
 
 def test_a_new_incarnation_starts_afresh() -> None:
@@ -127,12 +127,12 @@ def test_a_new_incarnation_starts_afresh() -> None:
     keep(neighbour, 8)
     neighbour.fold(Turn(8), NO_LIMIT)
     keep(neighbour, 9)
-    neighbour.tardy = True
+    neighbour.missed = 2
 
     assert neighbour.meet(4)
     assert neighbour.turn == neighbour.sent == neighbour.folded == Turn(0)
     assert neighbour.payloads == {}
-    assert not neighbour.tardy
+    assert not neighbour.missed
     assert keep(neighbour, 1) is None  # not late: this life has not said anything yet
 
 

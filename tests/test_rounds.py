@@ -13,13 +13,14 @@ from murmurate.peer.protocol.events import (
     Save,
     Send,
     Started,
+    Timer,
     TimerFired,
     Train,
     Turn,
     Verdict,
 )
 from murmurate.peer.protocol.neighbourhood import Edges
-from murmurate.peer.protocol.rounds import Phase
+from murmurate.peer.protocol.rounds import DEADLINES_MISSED_MAX, Phase
 
 from .scene import (
     BEAT,
@@ -291,3 +292,24 @@ def test_whose_payload_was_malformed_in_one_hop_only_was_folded_in_the_other() -
     peer.handle(update(B, 1, 1), 12.0)
     assert peer.handle(update(C, 1, 1), 12.0) == [mix(1, 1, b=(1, 1), c=(1, 1))]
     assert peer.handle(mixed(1, 1, B), 13.0) == [dropped(B, Verdict.MALFORMED), done(1, 2.0, "bc"), Train(2)]
+
+
+def test_who_ran_away_waits_for_those_it_left_behind_but_not_for_ever() -> None:
+    peer = begun((B, C), round=9, f=1)
+    for word in (beat(B, 5, incarnation=2), beat(C, 5, incarnation=2)):  # reborn, and far behind
+        peer.handle(word, 1.0)
+    now = 10.0
+    for round in range(9, 9 + DEADLINES_MISSED_MAX):
+        assert peer.handle(trained(round), now) == [ours(B, round), ours(C, round), deadline(round)]
+        now += 10.0
+        assert peer.handle(TimerFired(Timer("deadline", Turn(round))), now) == [Mix(Turn(round), {}, {})]
+        peer.handle(mixed(round), now)
+    last = 9 + DEADLINES_MISSED_MAX
+    assert peer.handle(trained(last), now) == [ours(B, last), ours(C, last), Mix(Turn(last), {}, {})]
+
+
+def test_without_liars_in_mind_those_behind_are_not_awaited_because_they_will_follow() -> None:
+    peer = begun((B, C), round=9, f=0)
+    for word in (beat(B, 5, incarnation=2), beat(C, 5, incarnation=2)):
+        peer.handle(word, 1.0)
+    assert peer.handle(trained(9), 10.0) == [ours(B, 9), ours(C, 9), Mix(Turn(9), {}, {})]

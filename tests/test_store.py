@@ -159,14 +159,14 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, place: str) -> None:
 
 
 def opened(folder: Path, peer: str = "a", swarm: str = SWARM) -> Store:
-    store = Store(folder, peer, swarm)
+    store = Store(folder, peer, swarm, clock=lambda: 0.0)
     store.open()
     return store
 
 
 def refusal(folder: Path, error: type[MurmurateError], peer: str = "a", swarm: str = SWARM) -> str:
     with pytest.raises(error) as raised:
-        Store(folder, peer, swarm).open()
+        Store(folder, peer, swarm, clock=lambda: 0.0).open()
     return str(raised.value)
 
 
@@ -175,6 +175,19 @@ def test_every_start_is_counted(tmp_path: Path) -> None:
         store = opened(tmp_path / "runs" / "a")
         assert store.incarnation == incarnation
         store.close()
+
+
+def test_a_wiped_folder_is_a_new_life_all_the_same(tmp_path: Path) -> None:
+    """Else the neighbours, who remember the number, would take all it says for old."""
+    lives: list[int] = []
+    for now in (1000.0, 1000.9, 1500.0):
+        store = Store(tmp_path, "a", SWARM, clock=lambda now=now: now)
+        store.open()
+        lives.append(store.incarnation)
+        store.close()
+        if now == 1000.9:
+            (tmp_path / "peer.json").unlink()
+    assert lives == [1000, 1001, 1500]
 
 
 def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
@@ -257,7 +270,7 @@ import sys
 from pathlib import Path
 from murmurate.peer.runtime.store import Store
 
-store = Store(Path(sys.argv[1]), "a", "swarm")
+store = Store(Path(sys.argv[1]), "a", "swarm", clock=lambda: 0.0)
 store.open()
 number = 0
 while True:

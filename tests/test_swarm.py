@@ -79,7 +79,7 @@ def test_a_killed_peer_returns_from_its_snapshot_and_joins_the_others_round(tmp_
         cohort.start("p1")
         cohort.wait(lambda: bool(cohort.rows("p1", "joined")) and cohort.round("p1") > killed, LIMIT_S)
         lives = cohort.rows("p1", "started")
-        assert [life["incarnation"] for life in lives] == [1, 2]
+        assert lives[0]["incarnation"] < lives[1]["incarnation"]
         assert 0 < lives[1]["round"] <= killed + 1
         assert cohort.rows("p1", "joined")[0]["round"] >= killed + 5
         cohort.wait(lambda: "p1" in cohort.rows("p0")[-1]["folded"], LIMIT_S)

@@ -221,9 +221,7 @@ def test_further_services_share_the_port(run: Run) -> None:
 
 def test_the_benchmark_measures_both_ways() -> None:
     figures = measure_link(3 * CHUNK_BYTES, repeats=2)
-    assert figures["payload_bytes"] == 3 * CHUNK_BYTES
     for key in ("tcp_s", "link_s"):
         seconds = figures[key]
-        assert isinstance(seconds, list)
         assert len(seconds) == 2
         assert min(seconds) > 0

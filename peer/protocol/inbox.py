@@ -19,7 +19,7 @@ SLOTS_MAX = 3
 class Neighbour:
     """The record of one neighbour."""
 
-    __slots__ = ("folded", "incarnation", "payloads", "sent", "tardy", "turn")
+    __slots__ = ("folded", "incarnation", "missed", "payloads", "sent", "turn")
 
     def __init__(self) -> None:
         self.incarnation = 0
@@ -31,7 +31,7 @@ class Neighbour:
         self.turn = Turn(0)  # the newest it says it has begun
         self.sent = Turn(0)  # the newest whose update reached us
         self.folded = Turn(0)  # the newest we mixed
-        self.tardy = False  # it let a deadline pass and has sent no update since
+        self.missed = 0  # how many deadlines it let pass since its last update
         self.payloads: dict[Turn, Payload] = {}  # in order of turn
 
     def meet(self, incarnation: int) -> bool:
@@ -43,7 +43,7 @@ class Neighbour:
     def keep(self, turn: Turn, payload: Payload, oldest_round: int) -> Verdict | None:
         """Store an update, or say why not."""
         self.turn = max(self.turn, turn)
-        self.tardy = False
+        self.missed = 0
         if turn <= self.folded or turn.round < oldest_round:
             return Verdict.LATE
         if turn in self.payloads:

@@ -15,6 +15,8 @@ import errno
 import fcntl
 import json
 import os
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -61,11 +63,12 @@ def _reason(error: Exception) -> str:
 class Store:
     """The folder of one peer, locked while open."""
 
-    def __init__(self, folder: Path, peer: str, swarm: str) -> None:
+    def __init__(self, folder: Path, peer: str, swarm: str, clock: Callable[[], float] = time.time) -> None:
         self.folder = folder
         self.incarnation = 0
         self._peer = peer
         self._swarm = swarm
+        self._clock = clock
         self._lock: IO[bytes] | None = None
 
     @property
@@ -95,7 +98,8 @@ class Store:
         identity = self.folder / "peer.json"
         if identity.exists():
             self.incarnation = self._check(identity)
-        self.incarnation += 1
+        # A folder that was wiped must not be taken for an earlier life of this peer: start from the clock, then count.
+        self.incarnation = max(self.incarnation + 1, int(self._clock()))
         record = {"peer": self._peer, "swarm": self._swarm, "incarnation": self.incarnation}
         write_whole(identity, lambda path: void(path.write_text(json.dumps(record) + "\n", encoding="utf-8")))
 
