@@ -131,7 +131,7 @@ class Liveness(Section):
     """Who is live. Each peer's own choice."""
 
     heartbeat_s: float = Field(default=0.5, gt=0)
-    """A sign of life to every neighbour this often."""
+    """A sign of life to every neighbour this often: a heartbeat, where no update was sent since the last."""
     timeout_s: float = Field(default=3.0, gt=0)
     """A neighbour silent for this long is dead, until it speaks again. At least 3 heartbeats. (a guess)"""
     join_s: float = Field(default=10.0, ge=0)

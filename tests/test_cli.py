@@ -163,7 +163,7 @@ def test_run_ends_well(capsys: Capture, here: Path) -> None:
     out, err = capsys.readouterr()
     first, *lines = out.splitlines()
     assert first.startswith("a of swarm swarm ")
-    assert [line.split()[0] for line in lines] == ["started,", "round", "round"]
+    assert [line.split()[0] for line in lines] == ["started", "round", "round"]
     assert err == ""
 
 

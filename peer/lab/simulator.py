@@ -8,6 +8,7 @@ Rules
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -111,6 +112,16 @@ class Outcome:
 def simulate(plan: Plan) -> Outcome:
     """Run a swarm through storm and calm. Ends early when every peer has left."""
     began = time.perf_counter()
+    collecting = gc.isenabled()
+    gc.disable()  # a run makes millions of small objects and hardly a cycle (measured: a tenth faster)
+    try:
+        return _simulate(plan, began)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _simulate(plan: Plan, began: float) -> Outcome:
     with TemporaryDirectory(prefix="murmurate-") as folder:
         return _Swarm(plan, Path(folder)).run(began)
 

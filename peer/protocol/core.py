@@ -12,7 +12,7 @@ The caller's duties
 
 from __future__ import annotations
 
-from .events import Effect, Event, PeerId, PeerState
+from .events import Effect, Event, PeerId, PeerState, Send
 from .membership import Heartbeats
 from .neighbourhood import Neighbourhood
 from .rounds import Pacing, Phase, Rounds
@@ -30,8 +30,11 @@ class Peer:
         if self.phase is Phase.LEFT:
             return []
         effects = self.membership.handle(event, now)  # first: the rounds ask who is alive
-        effects += self.rounds.handle(event, now)
-        return effects
+        asked = self.rounds.handle(event, now)
+        for effect in asked:
+            if isinstance(effect, Send):
+                self.membership.told(effect.to, now)
+        return effects + asked
 
     @property
     def phase(self) -> Phase:

@@ -104,6 +104,7 @@ class Rounds:
         self._folded: set[PeerId] = set()  # whose payloads this round mixed
         self._missing: set[PeerId] = set()  # expected in this round, and not heard in time
         self._waiting_since = 0.0
+        self._patient = False  # in this wait we await even those that are far behind
         self._waited_s = 0.0
         self._saved_at = 0.0
         self._patient = True  # the join timer still runs
@@ -173,7 +174,7 @@ class Rounds:
         """After anything that may have ended a wait."""
         if self.phase is Phase.JOINING:
             return self._try_join()
-        if self.phase is Phase.WAITING and not self._awaited():
+        if self.phase is Phase.WAITING and not self._is_awaiting():
             return self._mix(now)
         return []
 
@@ -273,28 +274,34 @@ class Rounds:
     def _wait(self, now: float) -> list[Effect]:
         self.phase = Phase.WAITING
         self._waiting_since = now
-        if not self._awaited():
+        self._patient = self._ran_away()
+        if not self._is_awaiting():
             return self._mix(now)
         return [SetTimer(Timer("deadline", self.turn), self._pacing.deadline_s)]
 
-    def _awaited(self) -> list[PeerId]:
-        """The expected neighbours that have not spoken for this turn."""
-        turn, oldest = self.turn, self.turn.round - 1
-        silent: list[tuple[PeerId, Neighbour]] = []
-        alive = behind = 0
-        for peer in self._neighbourhood.edges(turn.round).weights:
-            if self._alive(peer):
-                neighbour = self._neighbours[peer]
-                alive += 1
-                behind += neighbour.turn.round < oldest
-                if neighbour.sent < turn and neighbour.missed < DEADLINES_MISSED_MAX:
-                    silent.append((peer, neighbour))
-        if self._pacing.f and (behind > self._pacing.f or 2 * behind >= alive):
-            return [peer for peer, _ in silent]  # not they are behind: we have run away
-        return [peer for peer, neighbour in silent if neighbour.turn.round >= oldest and not neighbour.missed]
+    def _ran_away(self) -> bool:
+        """Whether it is we who are ahead: with f > 0 the others may not follow a few that are."""
+        if not self._pacing.f:
+            return False
+        oldest = self.turn.round - 1
+        heard = [p for p in self._neighbourhood.edges(self.turn.round).weights if self._alive(p)]
+        behind = sum(self._neighbours[peer].turn.round < oldest for peer in heard)
+        return behind > self._pacing.f or 2 * behind >= len(heard)
+
+    def _awaits(self, peer: PeerId) -> bool:
+        """Whether `peer` is expected and has not spoken for this turn."""
+        neighbour = self._neighbours[peer]
+        if neighbour.sent >= self.turn or not self._alive(peer):
+            return False
+        if self._patient:
+            return neighbour.missed < DEADLINES_MISSED_MAX
+        return not neighbour.missed and neighbour.turn.round >= self.turn.round - 1
+
+    def _is_awaiting(self) -> bool:
+        return any(map(self._awaits, self._neighbourhood.edges(self.turn.round).weights))
 
     def _on_deadline(self, now: float) -> list[Effect]:
-        for peer in self._awaited():
+        for peer in filter(self._awaits, self._neighbourhood.edges(self.turn.round).weights):
             self._neighbours[peer].missed += 1
             self._missing.add(peer)
         return self._mix(now)
