@@ -128,7 +128,7 @@ def _leave(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     reply = _client(arguments).export(Path(arguments.path))
-    _show(arguments, reply, lambda: f"{reply['path']}: the model after round {reply['round']}")
+    _show(arguments, reply, lambda: f"{reply['path']}: the model as it is now, after {reply['round']} rounds")
 
 
 # Configuration -------------------------------------------------------------------------------------

@@ -229,7 +229,7 @@ class Config(Section):
 
     @property
     def roster(self) -> tuple[str, ...]:
-        """All names in canonical order: position i is node i of the graph and shard i of the data."""
+        """All names in canonical order: position i is vertex i of the graph and shard i of the data."""
         return tuple(sorted(self.peers))
 
     @property

@@ -22,7 +22,7 @@ from murmurate.peer.protocol.events import (
     Turn,
     Verdict,
 )
-from murmurate.peer.protocol.rounds import Phase
+from murmurate.peer.protocol.rounds import SETTLES_MAX, Phase
 
 from .scene import (
     BEAT,
@@ -297,6 +297,17 @@ def test_as_many_models_as_liars_are_not_enough() -> None:
     assert peer.handle(TimerFired(SETTLE), 2.0) == [SETTLING]
     assert peer.handle(update(B, 20), 2.5) == []
     assert peer.handle(TimerFired(SETTLE), 3.0) == [Adopt(Turn(20), inbox(b=20, c=10**9))]
+
+
+def test_liars_that_send_nothing_cannot_keep_a_joiner_out_for_ever() -> None:
+    peer = started((B, C), round=4, f=1)
+    peer.handle(up(B, 20), 1.0)
+    peer.handle(update(B, 20), 1.0)
+    peer.handle(up(C, 20), 1.0)  # and never a model: one alone is not more than f
+    assert peer.handle(TimerFired(JOIN), 10.0) == [SETTLING]
+    for _ in range(SETTLES_MAX - 1):
+        assert peer.handle(TimerFired(SETTLE), 11.0) == [SETTLING]
+    assert peer.handle(TimerFired(SETTLE), 12.0) == [Train(5)]
 
 
 # Leaving before it has begun -----------------------------------------------------------------------------

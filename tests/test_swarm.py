@@ -48,23 +48,24 @@ def test_a_swarm_trains_and_every_daemon_leaves_cleanly(tmp_path: Path) -> None:
 
 
 def test_survivors_of_a_kill_go_on_without_waiting_for_any_timeout(tmp_path: Path) -> None:
-    with swarm(tmp_path, 4) as cohort:
+    with swarm(tmp_path, 4, rounds={"max": 0}) as cohort:
         cohort.start()
         cohort.wait(lambda: cohort.round("p1") >= 5, LIMIT_S)
         cohort.kill("p1")
-        cohort.wait(lambda: not cohort.running(), LIMIT_S)
+        goal = cohort.round("p1") + 20
+        cohort.wait(lambda: all(cohort.round(name) >= goal for name in ("p0", "p2", "p3")), LIMIT_S)
         for name in ("p0", "p2"):
-            assert cohort.round(name) == 30
             assert {row["state"] for row in cohort.rows(name, "peer") if row["peer"] == "p1"} == {"alive", "suspect"}
 
 
 def test_a_frozen_peer_costs_one_liveness_timeout(tmp_path: Path) -> None:
     """SIGSTOP leaves the links open: only silence tells, and it tells once."""
-    with swarm(tmp_path, 4, liveness={"timeout_s": 2.0, "heartbeat_s": 0.2}) as cohort:
+    with swarm(tmp_path, 4, rounds={"max": 0}, liveness={"timeout_s": 2.0, "heartbeat_s": 0.2}) as cohort:
         cohort.start()
         cohort.wait(lambda: cohort.round("p1") >= 5, LIMIT_S)
         os.kill(cohort.processes["p1"].pid, signal.SIGSTOP)
-        cohort.wait(lambda: all(cohort.round(name) == 30 for name in ("p0", "p2", "p3")), LIMIT_S)
+        goal = cohort.round("p1") + 20
+        cohort.wait(lambda: all(cohort.round(name) >= goal for name in ("p0", "p2", "p3")), LIMIT_S)
         states = [row["state"] for row in cohort.rows("p0", "peer") if row["peer"] == "p1"]
         assert "dead" in states
 
@@ -129,11 +130,12 @@ def test_killed_at_any_instant_and_resumed_a_lone_peer_ends_with_the_same_bits(t
             cohort.start()
             for life in range(kills):
                 # Killed as soon as it has got a little further, wherever that finds it.
+                cohort.wait(lambda life=life: len(cohort.rows("p0", "started")) > life, LIMIT_S)
                 cohort.wait(lambda goal=9 * (life + 1): cohort.round("p0") >= goal, LIMIT_S)
                 cohort.kill("p0")
                 cohort.start("p0")
             cohort.wait(lambda: not cohort.running(), LIMIT_S)
-            assert len(cohort.rows("p0", "started")) > kills // 2  # some are killed before they have started
+            assert len(cohort.rows("p0", "started")) == kills + 1
             return cohort.configs["p0"].state_dir.joinpath("snapshot.safetensors").read_bytes()
 
     assert digest(tmp_path / "straight", 0) == digest(tmp_path / "killed", 6)

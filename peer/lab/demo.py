@@ -133,6 +133,16 @@ class DemoResult:
         ]
 
 
+def _clear(folder: Path) -> None:
+    """Remove what an earlier demo left in its folder, and nothing that is not a demo's."""
+    mark = folder / "made-by-murmurate-demo"
+    if folder.exists() and not mark.exists():
+        raise ConfigError(f"{folder}: exists and is not a demo's; choose another --out")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    mark.touch()
+
+
 class Demo:
     """One run, as a context: on the way out every process is gone."""
 
@@ -142,8 +152,7 @@ class Demo:
         self.out = out
         self.rounds = rounds
         self._began = time.monotonic()
-        if (out / "swarm").exists():
-            shutil.rmtree(out / "swarm")  # an earlier run's daemons and their snapshots
+        _clear(out / "swarm")
         table = demo_table(rounds, seed)
         # A fast machine is through before a killed process has started again: all go on until that one is back.
         table["rounds"] = {**table["rounds"], "max": 0}

@@ -93,7 +93,7 @@ class Quadratic:
 
     def snapshot(self) -> Write:
         content = struct.pack("<q", self._complete) + self.model_D.tobytes()
-        return lambda path: void(path.write_bytes(content))
+        return lambda path: path.write_bytes(content)
 
     def restore(self, path: Path) -> int:
         content = path.read_bytes()
@@ -105,7 +105,7 @@ class Quadratic:
 
     def export(self) -> Write:
         content = self.model_D.tobytes()
-        return lambda path: void(path.write_bytes(content))
+        return lambda path: path.write_bytes(content)
 
     def figures(self) -> Mapping[str, float]:
         away = self.model_D - self._optimum_D
@@ -135,7 +135,3 @@ def nearest_neighbour_average(mine_D: Vector, theirs_KD: Matrix, f: int) -> Vect
     distances_N = ((all_ND - mine_D) ** 2).sum(axis=1)
     nearest = np.argsort(distances_N, kind="stable")[: max(1, len(all_ND) - f)]
     return all_ND[nearest].mean(axis=0)
-
-
-def void(_: object) -> None:
-    """Turn an expression into a statement, for lambdas that must return nothing."""

@@ -10,8 +10,6 @@ Rules
 
 from __future__ import annotations
 
-from typing import Any
-
 from murmurate.peer.protocol.core import Peer
 from murmurate.peer.protocol.events import Adopt, Effect, Leave, Mix, PeerId, Save, Send, Train, Turn
 from murmurate.peer.protocol.inbox import SLOTS_MAX
@@ -45,7 +43,6 @@ class Referee:
         self._links = links
         self._stale_max = stale_max
         self._violations = violations
-        self._neighbours: dict[PeerId, Any] = vars(core.rounds)["_neighbours"]
         self._folded: dict[PeerId, tuple[int, Turn]] = {}
         self._trained = 0  # the newest round begun, at first that of the snapshot
         self._turn = Turn(0)
@@ -62,9 +59,8 @@ class Referee:
 
     def received(self, sender: PeerId) -> None:
         """After an envelope of `sender` was handled: its inbox is bounded."""
-        neighbour = self._neighbours.get(sender)
-        if neighbour is not None and len(neighbour.payloads) > SLOTS_MAX:
-            self._object(f"keeps {len(neighbour.payloads)} payloads of {sender}")
+        if (kept := self._core.rounds.kept(sender)) > SLOTS_MAX:
+            self._object(f"keeps {kept} payloads of {sender}")
 
     def asked(self, effect: Effect) -> None:
         """Judge one effect."""

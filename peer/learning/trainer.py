@@ -187,7 +187,8 @@ class TorchTrainer:
             with torch.no_grad():
                 found = self._task.evaluate(module)
             module.train()
-            self._note(**{"test_loss" if name == "loss" else name: value for name, value in found.items()})
+            # float(): a task's tensor or numpy number fails here, as the task's fault, and not in a log.
+            self._note(**{"test_loss" if name == "loss" else name: float(value) for name, value in found.items()})
 
     # State --------------------------------------------------------------------------------------------
 
@@ -268,7 +269,8 @@ class TorchTrainer:
         if not (math.isfinite(self._loss_sum) and is_finite(self._model.flat_D)):
             raise LocalError(
                 f"training diverged in round {self._round}: the model is not finite any more; lower local.lr (now "
-                f"{self._config.local.lr:g}) and start this peer again: it goes on from its last snapshot"
+                f"{self._config.local.lr:g}) and start this peer again: it goes on from its last snapshot. (Under "
+                "mixing.rule = 'mean' a neighbour that sends huge values does this too; 'nna' bears it.)"
             )
 
 

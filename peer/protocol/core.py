@@ -13,7 +13,7 @@ The caller's duties
 from __future__ import annotations
 
 from .events import Effect, Event, PeerId, PeerState, Send
-from .membership import Heartbeats
+from .membership import Heartbeats, Membership
 from .neighbourhood import Neighbourhood
 from .rounds import Pacing, Phase, Rounds
 
@@ -22,7 +22,9 @@ class Peer:
     """The whole protocol of one peer."""
 
     def __init__(self, neighbourhood: Neighbourhood, pacing: Pacing, heartbeat_s: float, timeout_s: float) -> None:
-        self.membership = Heartbeats(neighbourhood.links, heartbeat_s, timeout_s, where=lambda: self.rounds.turn)
+        self.membership: Membership = Heartbeats(
+            neighbourhood.links, heartbeat_s, timeout_s, where=lambda: self.rounds.turn
+        )
         self.rounds = Rounds(neighbourhood, pacing, self.membership.alive)
 
     def handle(self, event: Event, now: float) -> list[Effect]:

@@ -50,6 +50,14 @@ class Membership(Protocol):
         """What we believe of `peer`; a peer never heard of is dead."""
         ...
 
+    def heard_at(self, peer: PeerId) -> float:
+        """When `peer` last spoke, on our clock; 0 for never."""
+        ...
+
+    def told(self, peer: PeerId, now: float) -> None:
+        """Something else than a heartbeat was sent to `peer`: a sign of life as well."""
+        ...
+
 
 @dataclass(slots=True)
 class _Watched:
@@ -82,11 +90,9 @@ class Heartbeats:
         return PeerState.DEAD if watched is None else watched.state
 
     def heard_at(self, peer: PeerId) -> float:
-        """When `peer` last spoke, on our clock; 0 for never."""
         return self._watched[peer].heard_at
 
     def told(self, peer: PeerId, now: float) -> None:
-        """Something else than a heartbeat was sent to `peer`: a sign of life as well."""
         self._watched[peer].told_at = now
 
     def handle(self, event: Event, now: float) -> list[Effect]:

@@ -63,6 +63,11 @@ from .neighbourhood import Neighbourhood
 DEADLINES_MISSED_MAX = 3
 
 
+# How often a joiner gives models that are on the way another settle_s (a minute, as that is set): silent liars must not
+# keep it out for ever. (a guess)
+SETTLES_MAX = 60
+
+
 @dataclass(frozen=True, slots=True)
 class Pacing:
     """The constants of a peer's rounds; see config.Rounds, config.Liveness and config.Mixing."""
@@ -107,9 +112,15 @@ class Rounds:
         self._patient = False  # in this wait we await even those that are far behind
         self._waited_s = 0.0
         self._saved_at = 0.0
-        self._patient = True  # the join timer still runs
+        self._early = True  # the join timer still runs
+        self._settles = 0  # how often we gave models that are on the way more time
         self._settling = False
         self._leaving = False
+
+    def kept(self, peer: PeerId) -> int:
+        """How many payloads of `peer` wait for their turn: at most `inbox.SLOTS_MAX`."""
+        neighbour = self._neighbours.get(peer)
+        return 0 if neighbour is None else len(neighbour.payloads)
 
     def round_of(self, peer: PeerId) -> int:
         """The newest round `peer` told us of."""
@@ -225,15 +236,16 @@ class Rounds:
     def _on_patience_over(self, kind: str) -> list[Effect]:
         if self.phase is not Phase.JOINING:
             return []
-        self._patient = self._patient and kind != "join"
+        self._early = self._early and kind != "join"
         ahead = self._ahead()
         if ready := self._ready(ahead):
             return self._take_over(ready)
         self._settling = bool(ahead)
-        if ahead:  # their models are on the way
+        if ahead and self._settles < SETTLES_MAX:  # their models are on the way
+            self._settles += 1
             return [SetTimer(Timer("settle", Turn(0)), self._pacing.settle_s)]
-        # Those that were ahead are gone again, or nobody came.
-        return [] if self._patient else self._begin(self.complete + 1)
+        # Those that were ahead are gone again or say so only, or nobody came.
+        return [] if self._early else self._begin(self.complete + 1)
 
     def _take_over(self, sources: list[PeerId]) -> list[Effect]:
         rounds = sorted((self._neighbours[peer].sent.round for peer in sources), reverse=True)

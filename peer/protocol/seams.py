@@ -12,7 +12,7 @@ from typing import Protocol
 
 from .events import Adopt, Mix, Mixed, Trained
 
-Write = Callable[[Path], None]
+Write = Callable[[Path], object]
 """Writes an already copied state to a file; may run in another thread, later."""
 
 

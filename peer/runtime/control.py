@@ -137,7 +137,8 @@ class ControlServer:
         )
 
     async def _leave(self, _request: Any, _context: Any) -> control_pb2.LeaveReply:
-        self._daemon.leave()
+        if not self._daemon.leaving:  # to ask again is no second signal
+            self._daemon.leave()
         return control_pb2.LeaveReply()
 
     async def _export(self, request: control_pb2.ExportRequest, context: Any) -> control_pb2.ExportReply:

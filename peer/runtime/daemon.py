@@ -190,6 +190,11 @@ class Daemon:
         self._hurry()
         self.feed(LeaveRequested())
 
+    @property
+    def leaving(self) -> bool:
+        """Whether it was asked to leave."""
+        return self._leaving
+
     def _hurry(self) -> None:
         """From now on, the end comes within the limit."""
         limit = self.config.runtime.shutdown_s_max
@@ -199,8 +204,10 @@ class Daemon:
 
     def _end_at_once(self, why: str) -> None:
         cause = f" ({self._error})" if self._error else ""
-        self.tell("ended", text=f"{why}: ended without a new snapshot{cause}")
-        os._exit(1)  # a training thread cannot be stopped in any other way; every file is whole at any instant
+        try:
+            self.tell("ended", text=f"{why}: ended without a new snapshot{cause}")
+        finally:
+            os._exit(1)  # a training thread cannot be stopped in any other way; every file is whole at any instant
 
     def _fail(self, error: Exception) -> None:
         """End without a goodbye, as a crash would. The first error is the one that counts."""
@@ -303,7 +310,9 @@ class Daemon:
         self._say({"kind": "warning", "text": text})
 
     def _say(self, row: Row) -> None:
-        with suppress(OSError):  # nobody reads our output any more, or its disk is full: training is worth more
+        with suppress(
+            OSError, ValueError
+        ):  # nobody reads our output any more, or its disk is full: training is worth more
             self._tell(row)
 
     def _refused(self, peer: str, reason: str) -> None:
@@ -346,13 +355,16 @@ def round_to(seconds: float) -> float:
 
 def check_listen(config: Config) -> None:
     """Refuse to be reachable from other machines without consent: links are not encrypted yet."""
-    host, _ = split_address(config.listen, "runtime.listen")
+    for key, address in (("runtime.listen", config.listen), ("runtime.prometheus", config.runtime.prometheus)):
+        if address and not config.runtime.insecure and not _is_loopback(split_address(address, key)[0]):
+            raise ConfigError(
+                f"{key} = {address!r}: reaches beyond this machine, and nothing is encrypted yet; "
+                "set runtime.insecure = true to accept that, or listen on 127.0.0.1"
+            )
+
+
+def _is_loopback(host: str) -> bool:
     try:
-        loopback = ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        loopback = host == "localhost"
-    if not loopback and not config.runtime.insecure:
-        raise ConfigError(
-            f"runtime.listen = {config.listen!r}: reaches beyond this machine, and links are not encrypted yet; "
-            "set runtime.insecure = true to accept that, or listen on 127.0.0.1"
-        )
+        return host == "localhost"

@@ -101,7 +101,7 @@ class Store:
         # A folder that was wiped must not be taken for an earlier life of this peer: start from the clock, then count.
         self.incarnation = max(self.incarnation + 1, int(self._clock()))
         record = {"peer": self._peer, "swarm": self._swarm, "incarnation": self.incarnation}
-        write_whole(identity, lambda path: void(path.write_text(json.dumps(record) + "\n", encoding="utf-8")))
+        write_whole(identity, lambda path: path.write_text(json.dumps(record) + "\n", encoding="utf-8"))
 
     def _check(self, identity: Path) -> int:
         try:
@@ -130,7 +130,3 @@ class Store:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
-
-
-def void(_: object) -> None:
-    """Turn an expression into a statement, for lambdas that must return nothing."""
