@@ -243,7 +243,7 @@ def test_the_commands_for_a_daemon(capsys: Capture, here: Path) -> None:
             assert main(argv) == 0
         out = capsys.readouterr().out
         assert all(word in out for word in ("loss", "traffic", "heard", "eval_every = 7", "# "))
-        assert f"{here / '[b]model'}: the model after round " in out
+        assert f"{here / '[b]model'}: the model as it is now, after " in out
         assert complaint(capsys, 1, "export", file, "no folder/model").endswith("No such file or directory")
         assert answer(capsys, "leave") == {"leaving": True}
 
