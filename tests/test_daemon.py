@@ -14,7 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from murmurate.peer.errors import ConfigError, LocalError
-from murmurate.peer.protocol.events import Envelope, Event, Heartbeat, LinkUp, Mix, Mixed, PeerId, Received, Turn
+from murmurate.peer.protocol.events import Envelope, Event, LinkUp, Mix, Mixed, PeerId, Received, Turn
 from murmurate.peer.protocol.seams import Write
 from murmurate.peer.runtime.control import ControlClient
 from murmurate.peer.runtime.transport import GrpcTransport
@@ -22,22 +22,22 @@ from murmurate.peer.runtime.transport import GrpcTransport
 from .toy import PATIENCE_S, Life, Toy, a_life, living, make_config, until_interrupted
 
 ALONE = {"a": 0}
-HEARTBEATS = 5
+SIGNS_OF_LIFE = 5
 
 
 # The loop is never blocked ----------------------------------------------------------------------------
 
 
-def count_heartbeats(life: Life, begun: threading.Event, enough: threading.Event) -> None:
-    """Sets `enough` when the daemon has received so many heartbeats of "a" since `begun`."""
+def count_signs_of_life(life: Life, begun: threading.Event, enough: threading.Event) -> None:
+    """Sets `enough` when the daemon has received so many bodies of "a" since `begun`: updates, or else heartbeats."""
     handle, count = life.daemon.core.handle, 0
 
     def counting(event: Event, now: float) -> Any:
         nonlocal count
         match event:
-            case Received(Envelope("a", _, Heartbeat())) if begun.is_set():
+            case Received(Envelope("a")) if begun.is_set():
                 count += 1
-                if count == HEARTBEATS:
+                if count == SIGNS_OF_LIFE:
                     enough.set()
             case _:
                 pass
@@ -48,8 +48,8 @@ def count_heartbeats(life: Life, begun: threading.Event, enough: threading.Event
 
 @pytest.mark.timeout(2 * PATIENCE_S)
 @pytest.mark.parametrize("job", ["train", "mix", "snapshot", "write", "export"])
-def test_heartbeats_flow_during_a_job_of_any_length(tmp_path: Path, job: str) -> None:
-    """A job of "a" ends only when "b" has received heartbeats that "a" sent since the job began."""
+def test_signs_of_life_flow_during_a_job_of_any_length(tmp_path: Path, job: str) -> None:
+    """A job of "a" ends only when "b" has heard "a" several times since the job began."""
     begun, enough = threading.Event(), threading.Event()
 
     def wait() -> None:
@@ -82,7 +82,7 @@ def test_heartbeats_flow_during_a_job_of_any_length(tmp_path: Path, job: str) ->
     async def scenario() -> None:
         tables: dict[str, Any] = {"liveness": {"heartbeat_s": 0.02, "timeout_s": PATIENCE_S}}
         b = Life(make_config(tmp_path, "b", {"a": 0, "b": 0}, **tables))
-        count_heartbeats(b, begun, enough)
+        count_signs_of_life(b, begun, enough)
         async with living(b):
             toy = Slow(train=(lambda _, round: wait() if round == 2 else None) if job == "train" else None)
             runtime = {"snapshot_s": 0.0}
