@@ -1,0 +1,32 @@
+"""The tasks that the README and examples/ show are tasks: they train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from murmurate.peer.config import parse
+from murmurate.peer.learning.trainer import make_trainer
+from murmurate.peer.protocol.events import Mix, Turn
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+MODULES = {
+    "my_task": README.split("```python\n")[1].split("```")[0],
+    "sines": (ROOT / "examples" / "sines.py").read_text(encoding="utf-8"),
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_task_that_is_shown_trains(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"{module}.py").write_text(MODULES[module], encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    table = {"name": "a", "peers": {"a": "127.0.0.1:0"}, "task": {"name": f"{module}:make_task"}}
+    trainer = make_trainer(parse(table), degree_min=0)
+    losses: list[float] = []
+    for round in range(1, 6):
+        trainer.train(round)
+        trainer.mix(Mix(Turn(round), {}, {}))
+        losses.append(trainer.figures()["test_loss"])
+    assert losses[-1] < losses[0]
