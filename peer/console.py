@@ -96,6 +96,8 @@ def run_line(row: Mapping[str, Any]) -> Text:
             return Text(f"joins the neighbours' round {row['to_round']} instead of {row['from_round']}", "cyan")
         case "peer":
             return Text(f"{row['peer']} is {row['state']}", STATE_STYLES.get(row["state"], ""))
+        case "unreachable":
+            return Text(f"{row['peer']} is not there: {row['reason']}; dialling goes on", "yellow")
         case "refused":
             return Text(f"refused {row['peer']}: {row['reason']}", "yellow")
         case _:
@@ -124,7 +126,7 @@ def status_panel(status: Mapping[str, Any]) -> Panel:
 
 def peers_table(peers: Sequence[Mapping[str, Any]]) -> Table:
     """`murmurate peers`."""
-    table = Table("peer", "state", "address", "link", "round", "sent", "received", "heard", "refused", "last refusal")
+    table = Table("peer", "state", "address", "link", "round", "sent", "received", "heard", "refused", "trouble")
     for peer in peers:
         table.add_row(
             peer["peer"],
@@ -136,7 +138,7 @@ def peers_table(peers: Sequence[Mapping[str, Any]]) -> Table:
             bytes_text(peer["bytes_received"]),
             f"{peer['heard_ago_s']:.1f} s ago" if peer["heard_ago_s"] >= 0 else "never",
             str(peer["refusals"] or ""),
-            peer["last_refusal"],
+            peer["trouble"] or peer["last_refusal"],
         )
     return table
 

@@ -48,7 +48,7 @@ class StatusReply(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., swarm: _Optional[str] = ..., phase: _Optional[str] = ..., round: _Optional[int] = ..., incarnation: _Optional[int] = ..., uptime_s: _Optional[float] = ..., figures: _Optional[_Mapping[str, float]] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., snapshot_round: _Optional[int] = ..., listen: _Optional[str] = ..., metrics: _Optional[str] = ..., peers: _Optional[_Iterable[_Union[PeerStatus, _Mapping]]] = ...) -> None: ...
 
 class PeerStatus(_message.Message):
-    __slots__ = ("peer", "state", "address", "linked", "round", "bytes_sent", "bytes_received", "heard_ago_s", "refusals", "last_refusal")
+    __slots__ = ("peer", "state", "address", "linked", "round", "bytes_sent", "bytes_received", "heard_ago_s", "refusals", "last_refusal", "trouble")
     PEER_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -59,6 +59,7 @@ class PeerStatus(_message.Message):
     HEARD_AGO_S_FIELD_NUMBER: _ClassVar[int]
     REFUSALS_FIELD_NUMBER: _ClassVar[int]
     LAST_REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    TROUBLE_FIELD_NUMBER: _ClassVar[int]
     peer: str
     state: str
     address: str
@@ -69,7 +70,8 @@ class PeerStatus(_message.Message):
     heard_ago_s: float
     refusals: int
     last_refusal: str
-    def __init__(self, peer: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., linked: bool = ..., round: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., heard_ago_s: _Optional[float] = ..., refusals: _Optional[int] = ..., last_refusal: _Optional[str] = ...) -> None: ...
+    trouble: str
+    def __init__(self, peer: _Optional[str] = ..., state: _Optional[str] = ..., address: _Optional[str] = ..., linked: bool = ..., round: _Optional[int] = ..., bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., heard_ago_s: _Optional[float] = ..., refusals: _Optional[int] = ..., last_refusal: _Optional[str] = ..., trouble: _Optional[str] = ...) -> None: ...
 
 class LeaveRequest(_message.Message):
     __slots__ = ()

@@ -268,6 +268,7 @@ def test_a_peers_words_are_shown_as_they_are(capsys: Capture, here: Path, monkey
         "heard_ago_s": -1.0,
         "refusals": 1,
         "last_refusal": "[/red] :smile:",
+        "trouble": "",
     }
 
     def status(_: ControlClient) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from murmurate.peer.protocol.events import (
     Turn,
     Update,
 )
+from murmurate.peer.runtime import transport
 from murmurate.peer.runtime.wire import (
     CHUNK_BYTES,
 )
@@ -162,6 +163,25 @@ def test_a_stop_does_not_wait_for_a_peer_that_does_not_read(run: Run) -> None:
             b.transport.send(A, Update(Turn(1), bytes(200 * CHUNK_BYTES)))
             await b.transport.stop(flush_s=0.01)
             assert await b.next() == LinkDown(A)
+
+    run(test)
+
+
+def test_a_peer_that_cannot_be_reached_is_told_of_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "UNREACHABLE_S", 0.0)
+    told: list[tuple[str, str]] = []
+
+    def unreachable(who: str, why: str) -> None:
+        told.append((who, why))
+
+    async def test() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = f"127.0.0.1:{server.getsockname()[1]}"
+        async with ear(A, {B: address}, unreachable=unreachable) as a:
+            await a.attempts(4)
+        ((who, why),) = told
+        assert who == B
+        assert why.startswith(f"{address} cannot be reached")
 
     run(test)
 

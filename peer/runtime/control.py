@@ -134,6 +134,7 @@ class ControlServer:
             heard_ago_s=daemon.now() - heard_at if heard_at else -1.0,
             refusals=daemon.marks[peer],
             last_refusal=daemon.refusals.get(peer, ""),
+            trouble=counters.trouble,
         )
 
     async def _leave(self, _request: Any, _context: Any) -> control_pb2.LeaveReply:

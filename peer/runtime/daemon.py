@@ -77,7 +77,6 @@ class Daemon:
         self.core = build_core(config, self.neighbourhood)
         self.started_at = time.monotonic()
         self.snapshot_round = 0
-        self.dropped: Counter[Verdict] = Counter()
         self.marks: Counter[PeerId] = Counter()  # how often each peer was refused something
         self.refusals: dict[PeerId, str] = {}  # the newest reason
         self._tell = tell
@@ -86,7 +85,7 @@ class Daemon:
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._early: list[Event] | None = []  # what came before the core was told that we started
         self._saves = 0  # how many were asked for: an older one is not worth writing any more
-        self._leaving = False
+        self.leaving = False
         self._error: Exception | None = None
         self._ends_at: asyncio.TimerHandle | None = None
         self._round_began_at = 0.0
@@ -169,6 +168,7 @@ class Daemon:
             deliver=self.feed,
             refused=self._refused,
             random=random.Random(),
+            unreachable=lambda peer, why: self.tell("unreachable", peer=peer, reason=why),
         )
 
     def now(self) -> float:
@@ -184,16 +184,11 @@ class Daemon:
 
     def leave(self) -> None:
         """Begin to leave; asked a second time, end at once."""
-        if self._leaving:
+        if self.leaving:
             self._end_at_once("asked twice to leave")
-        self._leaving = True
+        self.leaving = True
         self._hurry()
         self.feed(LeaveRequested())
-
-    @property
-    def leaving(self) -> bool:
-        """Whether it was asked to leave."""
-        return self._leaving
 
     def _hurry(self) -> None:
         """From now on, the end comes within the limit."""
@@ -310,9 +305,8 @@ class Daemon:
         self._say({"kind": "warning", "text": text})
 
     def _say(self, row: Row) -> None:
-        with suppress(
-            OSError, ValueError
-        ):  # nobody reads our output any more, or its disk is full: training is worth more
+        # Nobody reads our output any more, its disk is full, it cannot show a letter: training is worth more.
+        with suppress(OSError, ValueError):
             self._tell(row)
 
     def _refused(self, peer: str, reason: str) -> None:
@@ -343,7 +337,6 @@ class Daemon:
             case PeerChanged(peer, state):
                 self.tell("peer", peer=peer, state=state.value)
             case Dropped(sender, verdict):
-                self.dropped[verdict] += 1
                 if verdict in (Verdict.FOREIGN, Verdict.MALFORMED):
                     self._refused(sender, f"{verdict.value} payload")
 

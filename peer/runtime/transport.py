@@ -38,6 +38,9 @@ Several peers of one machine restart together, so the bounds are those of a LAN.
 REFUSED_RETRY_S = 5.0
 """Middle of the pause after a refusal, which a person must resolve; drawn between half and one and a half. (a guess)"""
 
+UNREACHABLE_S = 3.0
+"""A peer that cannot be reached for so long is told of; that one starts a little later than we is no news. (a guess)"""
+
 REPORTED_MAX = 256
 """Refusals remembered in order not to be reported again; a stranger can invent names, so the oldest is forgotten."""
 
@@ -83,11 +86,13 @@ class GrpcTransport:
         deliver: Callable[[Event], None],
         refused: Callable[[str, str], None],
         random: random_.Random,
+        unreachable: Callable[[str, str], None] = lambda _who, _why: None,
     ) -> None:
         """`peers`: the roster, id -> host:port. `links`: with whom we may have a link. `where`: our newest turn.
 
         `deliver` gets LinkUp, Received and LinkDown; `refused` gets who (a peer's id, or what is known of a stranger)
-        and why, once for every new reason. Both are called on the event loop, never from within `send`.
+        and why, once for every new reason; `unreachable` whom we dial in vain, and why, once until there is a
+        link again. All are called on the event loop, never from within `send`.
         """
         self.port = 0
         self._me = me
@@ -99,6 +104,7 @@ class GrpcTransport:
         self._payload_bytes_max = payload_bytes_max
         self._deliver = deliver
         self._refused = refused
+        self._unreachable = unreachable
         self._random = random
         self._counters = {peer: Counters() for peer in links}
         self._links: dict[PeerId, Link] = {}
@@ -178,9 +184,10 @@ class GrpcTransport:
 
     async def _dial(self, peer: PeerId) -> None:
         """Link with `peer`, again and again."""
-        loop, attempts = asyncio.get_running_loop(), 0
+        loop, counters, attempts = asyncio.get_running_loop(), self._counters[peer], 0
+        failing_since, told = loop.time(), False
         while not self._stopping:
-            began_at = loop.time()
+            began_at, links_before = loop.time(), counters.links_opened
             try:
                 await self._dial_once(peer)
             except Refused as refusal:
@@ -188,11 +195,17 @@ class GrpcTransport:
                 await asyncio.sleep(REFUSED_RETRY_S * self._random.uniform(0.5, 1.5))
                 continue
             except Broken as broken:
-                self._counters[peer].trouble = str(broken)
+                counters.trouble = str(broken)
+            ended_at, opened = loop.time(), counters.links_opened > links_before
             # A link that lasted was a success; one that ends at once, again and again, must not be a busy loop.
-            attempts = 0 if loop.time() - began_at > RETRY_S_MAX else attempts + 1
+            attempts = 0 if opened and ended_at - began_at > RETRY_S_MAX else attempts + 1
+            if opened:
+                failing_since, told = ended_at, False
+            elif not told and ended_at - failing_since > UNREACHABLE_S:
+                told = True
+                self._unreachable(peer, f"{self._peers[peer]} {counters.trouble}")
             if not self._stopping:
-                await asyncio.sleep(self._random.uniform(0, min(RETRY_S_MAX, RETRY_S_FIRST * 2**attempts)))
+                await asyncio.sleep(self._random.uniform(0, min(RETRY_S_MAX, RETRY_S_FIRST * 2 ** min(attempts, 10))))
 
     async def _dial_once(self, peer: PeerId) -> None:
         assembler = Assembler(self._payload_bytes_max)
