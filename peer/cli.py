@@ -357,11 +357,12 @@ def _add_sim(sim: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    bench = commands.add_parser("bench", help="measure this machine: links and rounds")
+    bench = commands.add_parser("bench", help="measure this machine: links, rounds, joining")
     benches = bench.add_subparsers(metavar="BENCH", dest="bench", required=True)
     link = benches.add_parser("link", help="goodput beside plain TCP; daemons beside one plain loop")
     rounds = benches.add_parser("rounds", help="seconds per round of 8 daemons on a ring")
-    for parser in (link, rounds):
+    join = benches.add_parser("join", help="how soon a late daemon is as good as the swarm")
+    for parser in (link, rounds, join):
         parser.set_defaults(command=_bench)
         parser.add_argument("--json", action="store_true", help="machine-readable")
         parser.add_argument("--repeats", type=_positive, default=5, help="repetitions (default: %(default)s)")

@@ -36,6 +36,14 @@ DIGITS_ROUNDS: dict[str, Any] = {
     "runtime": {"threads": 1, "snapshot_s": 3600.0},
 }
 
+JOIN: dict[str, Any] = {
+    **DIGITS_ROUNDS,
+    "topology": {"rule": "random_regular", "options": {"degree": 4}},
+    "rounds": {"max": 0},
+    "liveness": {"join_s": 10.0},
+}
+JOIN_AT = 0.9  # accuracy of every peer of the swarm when the late one is started
+
 Step = Callable[[], object]
 """Called after each repetition, for a progress bar."""
 
@@ -106,6 +114,34 @@ def bench_link(repeats: int, step: Step) -> dict[str, Any]:
     return report(repeats, figures, peers=PEERS, payload_bytes=LINK_BYTES)
 
 
+def bench_join(repeats: int, step: Step) -> dict[str, Any]:
+    """An eighth daemon without a snapshot joins seven that train: seconds from its start event, and its accuracy."""
+    figures: dict[str, list[float]] = {"joined_s": [], "evaluated_s": [], "accuracy": [], "swarm_accuracy": []}
+    for _ in range(repeats):
+        with (
+            tempfile.TemporaryDirectory(prefix="murmurate-bench-") as folder,
+            Cohort(Path(folder), _configs(Path(folder), JOIN)) as cohort,
+        ):
+            *first, late = cohort.configs
+            cohort.start(*first)
+            cohort.wait(lambda c=cohort, f=first: all(_accuracy(c, name) > JOIN_AT for name in f), timeout_s=600)
+            cohort.start(late)
+            cohort.wait(lambda c=cohort, name=late: bool(c.rows(name)), timeout_s=600)
+            started, joined = cohort.rows(late, "started")[0], cohort.rows(late, "joined")[0]
+            evaluated = cohort.rows(late)[0]
+            figures["joined_s"].append(joined["time"] - started["time"])
+            figures["evaluated_s"].append(evaluated["time"] - started["time"])
+            figures["accuracy"].append(evaluated["accuracy"])
+            figures["swarm_accuracy"].append(statistics.mean(_accuracy(cohort, name) for name in first))
+        step()
+    return report(repeats, figures, peers=PEERS)
+
+
+def _accuracy(cohort: Cohort, name: str) -> float:
+    rows = cohort.rows(name)
+    return float(rows[-1]["accuracy"]) if rows else 0.0
+
+
 def _configs(folder: Path, table: Mapping[str, Any]) -> list[Config]:
     return loopback_configs(folder, [f"peer-{i}" for i in range(PEERS)], table)
 
@@ -144,4 +180,8 @@ def _plain_loop(table: Mapping[str, Any]) -> float:
     return (time.perf_counter() - began) / (ROUNDS - WARM_UP)
 
 
-BENCHES: dict[str, Callable[[int, Step], dict[str, Any]]] = {"link": bench_link, "rounds": bench_rounds}
+BENCHES: dict[str, Callable[[int, Step], dict[str, Any]]] = {
+    "link": bench_link,
+    "rounds": bench_rounds,
+    "join": bench_join,
+}
