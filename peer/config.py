@@ -86,10 +86,55 @@ class Local(Section):
 class Exchange(Section):
     """What crosses the wire. All peers must agree."""
 
-    name: Literal["models"] = "models"
-    """`models`: every peer sends its model after its local steps."""
+    name: Literal["models", "seeds"] = "models"
+    """`models`: every peer sends its model after its local steps. `seeds`: every peer sends one byte per probe, and
+    all replicas are bit-identical; [seeds] has its choices."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Number format on the wire; the two 16-bit formats halve the traffic."""
+    """Number format of `models` on the wire; the two 16-bit formats halve the traffic."""
+
+
+class Seeds(Section):
+    """The `seeds` exchange. All peers must agree, except on `probe`, `objective` and `gossip_s`."""
+
+    directions: Literal["private", "pool", "shared"] = "private"
+    """Where directions come from: `private` (MeZO: each record has its own), `pool` (FedKSeed: one of a fixed number),
+    `shared` (all peers probe the same ones in a round, and `rule` combines what they measured: bears liars)."""
+    probes: int = Field(default=1, ge=1, le=4096)
+    """Directions per step; a round publishes local.steps x probes records in one signed batch."""
+    probe: str = "spsa"
+    """How a record is measured: `spsa` (two passes), `sign`, `conservative`, `forward` (exact, by forward-mode
+    differentiation) or `ferret` (first-order local steps, projected on shared directions)."""
+    objective: Literal["loss", "score"] = "loss"
+    """What to improve: the task's loss, or its `score` (accuracy, F1, ...), which needs no gradient."""
+    epsilon: float = Field(default=2.0**-10, gt=0)
+    """Length of a probe along a direction whose entries are +1 and -1. (MeZO uses 1e-3)"""
+    unit_log2: int = Field(default=0, ge=-100, le=0)
+    """A record moves the weights by a whole number of steps of 2^unit_log2; 0: 1/256 of local.lr, rounded to a power
+    of two, and then all peers must agree on that lr."""
+    rule: Literal["sum", "mean", "median", "trimmed_mean", "nna", "nnm_trimmed_mean"] = "mean"
+    """With shared directions: how the scalars of a round become one; others than sum and mean bear `mixing.f` liars."""
+    pool: int = Field(default=4096, ge=1, le=65536)
+    """Size of the pool. (FedKSeed's 4096)"""
+    sampling: Literal["uniform", "pro"] = "uniform"
+    """How a record's direction is drawn from the pool; `pro` prefers those with large scalars so far (FedKSeed-Pro) and
+    sends two more bytes per record."""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Spreads each record's step over the origin's following rounds (ZO-SGD with momentum); 0: all at once."""
+    parts: int = Field(default=1, ge=1, le=256)
+    """Cut the parameters into so many parts; each record moves only one of them (block-sparse)."""
+    parameters: str = ""
+    """A regular expression: train only the parameters whose names contain a match; empty: all that the task trains."""
+    memory: Literal["exact", "lean"] = "exact"
+    """`exact` keeps base weights and integer sums beside the model; `lean` keeps the weights alone, on a grid of
+    2^unit_log2, where every update is exact as well."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How local.lr decays towards 0 over `schedule_rounds`; it is part of the scalars, so no other peer has to know."""
+    schedule_rounds: int = Field(default=0, ge=0)
+    """Length of the schedule; 0: rounds.max."""
+    authority: list[str] = Field(default_factory=list)
+    """Public keys (`murmurate key` prints a peer's) whose holders may retract another peer's records."""
+    gossip_s: float = Field(default=1.0, gt=0)
+    """How often to tell every neighbour in a few bytes what we hold; whatever was lost is then repaired. (a guess)"""
 
 
 class Mixing(Section):
@@ -199,6 +244,7 @@ class Config(Section):
     task: Task = Task()
     local: Local = Local()
     exchange: Exchange = Exchange()
+    seeds: Seeds = Seeds()
     mixing: Mixing = Mixing()
     topology: Topology = Topology()
     rounds: Rounds = Rounds()

@@ -3,7 +3,8 @@
 Rules
 * Closed unions of frozen values: `match` over them is checked for exhaustiveness.
 * No clock, socket, tensor or randomness: time is an argument of `core.Peer.handle`, a payload is opaque bytes.
-* An effect's result comes back as an event: `Train` -> `Trained`, `Mix`/`Adopt` -> `Mixed`, `SetTimer` -> `TimerFired`.
+* An effect's result comes back as an event: `Train` -> `Trained`, `Mix`/`Adopt` -> `Mixed`, `SetTimer` -> `TimerFired`;
+  with the `seeds` exchange also `Sign` -> `Signed`, `Fold` -> `Folded`, `Audit` -> `Audited`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, NamedTuple, NewType
+
+from .records import Batch, FeedState, Origin, Retraction, Ruling
 
 PeerId = NewType("PeerId", str)
 Payload = bytes | bytearray | memoryview
@@ -56,7 +59,35 @@ class Goodbye:
     """The sender leaves on purpose: do not wait for it, do not call it dead."""
 
 
-Body = Update | Heartbeat | Goodbye
+@dataclass(frozen=True, slots=True)
+class Rumor:
+    """Batches in the order of their feeds, and what voids some. `more`: the sender has more that the receiver lacks."""
+
+    batches: tuple[Batch, ...] = ()
+    rulings: tuple[Ruling, ...] = ()
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """A short sign of what the sender holds: equal digests are equal sets of records.
+
+    `weights` is the digest of its weights for exactly this set, where it knows one: sets that are equal with weights
+    that are not mean that one of us computes wrongly.
+    """
+
+    digest: bytes
+    weights: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """What the sender holds, feed by feed; the answer is a `Rumor` of what it lacks."""
+
+    feeds: tuple[FeedState, ...]
+
+
+Body = Update | Heartbeat | Goodbye | Rumor | Have | Vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +106,7 @@ class Envelope:
 class Timer:
     """Handed out by `SetTimer` and handed back by `TimerFired`; a deadline of a turn that is over is ignored."""
 
-    kind: Literal["heartbeat", "deadline", "join", "settle"]
+    kind: Literal["heartbeat", "deadline", "join", "settle", "gossip"]
     turn: Turn
 
 
@@ -124,17 +155,35 @@ class Verdict(StrEnum):
     DUPLICATE = "duplicate"  # this turn of this sender is here already
     LATE = "late"  # a newer turn of this sender was folded already, or it is too old to be useful
     MALFORMED = "malformed"  # the payload is not a model of this swarm: wrong length, or not finite
+    FORGED = "forged"  # a batch or a ruling that its origin or authority did not sign
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """An envelope had no effect; `FOREIGN` and `MALFORMED` are held against the sender."""
+    """An envelope had no effect; `FOREIGN`, `MALFORMED` and `FORGED` are held against the sender."""
 
     sender: PeerId
     verdict: Verdict
 
 
-Fact = RoundDone | Joined | Skipped | PeerChanged | Dropped
+@dataclass(frozen=True, slots=True)
+class Voided:
+    """The records of `origin` (a life of `peer`) from `from_seq` on count nowhere any more."""
+
+    origin: Origin
+    peer: PeerId
+    from_seq: int
+    forked: bool  # it signed two different batches with one number; else a retraction
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """`peer` holds the same records as we do, and has other weights."""
+
+    peer: PeerId
+
+
+Fact = RoundDone | Joined | Skipped | PeerChanged | Dropped | Voided | Diverged
 
 
 # Events: what a peer is told ------------------------------------------------------------------------
@@ -192,6 +241,43 @@ class Mixed:
 
 
 @dataclass(frozen=True, slots=True)
+class Restored:
+    """What our log held when we started, each feed in order; told once, before `Started`."""
+
+    batches: tuple[Batch, ...]
+    rulings: tuple[Ruling, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """Our batch is signed and survives a crash from now on: it may be shown to others."""
+
+    batch: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """The weights contain what the `Fold` of `round` brought."""
+
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """The weights for exactly the records of `digest` have the digest `weights`."""
+
+    digest: bytes
+    weights: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ruled:
+    """Our user decided to void records; the retraction is signed, and kept."""
+
+    retraction: Retraction
+
+
+@dataclass(frozen=True, slots=True)
 class TimerFired:
     """A timer ran out."""
 
@@ -203,7 +289,21 @@ class LeaveRequested:
     """The user or a signal asks this peer to leave."""
 
 
-Event = Started | LinkUp | LinkDown | Received | Trained | Mixed | TimerFired | LeaveRequested
+Event = (
+    Started
+    | LinkUp
+    | LinkDown
+    | Received
+    | Trained
+    | Mixed
+    | Restored
+    | Signed
+    | Folded
+    | Audited
+    | Ruled
+    | TimerFired
+    | LeaveRequested
+)
 
 
 # Effects: what a peer asks for ----------------------------------------------------------------------
@@ -236,6 +336,43 @@ class Adopt:
 
     turn: Turn
     inbox: Mapping[PeerId, Payload]
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """Sign this batch of ours, write it to the log so that no crash can lose it, then answer `Signed`.
+
+    A batch that others saw and we forgot would be made again with other codes: a fork of our own feed.
+    """
+
+    batch: Batch  # without a signature
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Add these to the log. No answer: what a crash loses of them, the neighbours still have."""
+
+    batches: tuple[Batch, ...]
+    rulings: tuple[Ruling, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Let the weights contain `batches`, and no record of `closed` from its sequence number on; answer `Folded`.
+
+    Over all folds, each batch comes once, in the order of its feed, our own among them.
+    """
+
+    round: int
+    batches: tuple[Batch, ...]
+    closed: tuple[tuple[Origin, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Digest the weights as they are after the last `Fold`, then answer `Audited` with this `digest`."""
+
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,4 +413,4 @@ class Report:
     fact: Fact
 
 
-Effect = Train | Mix | Adopt | Send | SetTimer | Save | Interrupt | Leave | Report
+Effect = Train | Mix | Adopt | Sign | Keep | Fold | Audit | Send | SetTimer | Save | Interrupt | Leave | Report

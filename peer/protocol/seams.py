@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from .events import Adopt, Mix, Mixed, Trained
+from .events import Adopt, Audit, Audited, Fold, Folded, Mix, Mixed, Trained
+from .records import Origin
 
 Write = Callable[[Path], object]
 """Writes an already copied state to a file; may run in another thread, later."""
@@ -50,6 +51,42 @@ class Trainer(Protocol):
 
     def export(self) -> Write:
         """Copy the bare model for use elsewhere."""
+        ...
+
+    def figures(self) -> Mapping[str, float]:
+        """The newest figures by name: loss, accuracy, ... From any thread."""
+        ...
+
+
+class Replica(Protocol):
+    """The trainer of the `seeds` exchange: weights that are a pure function of the records folded into them.
+
+    One call at a time, except `interrupt` and `figures`. The log of records is all that a restart needs.
+    """
+
+    @property
+    def payload_bytes(self) -> int:
+        """The exact number of codes in every batch but the first of a feed."""
+        ...
+
+    def train(self, round: int) -> Trained:
+        """Probe; the payload is the round's codes. Whatever it moves itself counts only once it is folded."""
+        ...
+
+    def fold(self, effect: Fold) -> Folded:
+        """Add and void records. Any order and any division into folds gives the same weights, bit for bit."""
+        ...
+
+    def audit(self, effect: Audit) -> Audited:
+        """The SHA-256 of the weights as they are after the last fold."""
+        ...
+
+    def interrupt(self) -> None:
+        """From any thread: end a running `train` after the current step."""
+        ...
+
+    def export(self, cut: Mapping[Origin, int] | None = None) -> Write:
+        """Copy the bare model as it is, or as it was with only the first `cut[origin]` batches of each feed."""
         ...
 
     def figures(self) -> Mapping[str, float]:

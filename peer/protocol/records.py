@@ -1,0 +1,58 @@
+"""Records of the `seeds` exchange, as values: what peers learn, in the form in which it spreads.
+
+A record is `(origin, seq, code)`: along direction number `seq` of `origin`, one step of the length that the byte `code`
+stands for. Records travel in batches, all batches of one origin are its feed, and a feed only grows at its end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, NewType
+
+Origin = NewType("Origin", bytes)
+"""Who made a record: an Ed25519 public key (32 bytes), made once per state folder, so a wiped folder is another one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A run of an origin's records, signed together: the unit of gossip in `seeds`.
+
+    `number` counts an origin's batches without gaps from 0, and all of them in order are its feed. Batch 0 is its birth
+    and its `codes` are the peer's name; every later one holds one byte for each of the round's records. `round` grows
+    with `number`, but may skip rounds that its origin was away.
+    """
+
+    origin: Origin
+    number: int
+    round: int
+    codes: bytes
+    signature: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Proof that an origin signed two batches with one number: its records from there on are void at every peer."""
+
+    one: Batch
+    other: Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Retraction:
+    """A signed decision that the records of `origin` from sequence number `from_seq` on are void at every peer."""
+
+    origin: Origin
+    from_seq: int
+    authority: bytes  # the public key that decided; the manifest names those that may
+    signature: bytes
+
+
+Ruling = Fork | Retraction
+
+
+class FeedState(NamedTuple):
+    """How much of one feed the sender holds."""
+
+    origin: Origin
+    count: int  # its batches 0, ..., count - 1
+    head: bytes  # the first 8 bytes of a hash over them: feeds of one length differ only after a fork
