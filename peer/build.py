@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from murmurate.peer.config import Config
 from murmurate.peer.errors import ConfigError
 from murmurate.peer.manifest import Manifest
-from murmurate.peer.protocol.core import Peer
+from murmurate.peer.protocol.core import Peer, Seeds
 from murmurate.peer.protocol.events import PeerId
+from murmurate.peer.protocol.feeds import Rules
 from murmurate.peer.protocol.neighbourhood import Neighbourhood
+from murmurate.peer.protocol.records import Origin
 from murmurate.peer.protocol.rounds import Pacing
+from murmurate.peer.protocol.seams import Verify
 from murmurate.topology import Topology
+
+NOISE = 1
+"""The version of directions and codes that all peers must share: `kernels.noise.NOISE`, without importing torch."""
 
 
 def build_topology(config: Config) -> Topology:
@@ -35,8 +42,10 @@ def build_neighbourhood(config: Config, topology: Topology) -> Neighbourhood:
     return Neighbourhood(PeerId(config.name), [PeerId(name) for name in config.roster], topology)
 
 
-def build_core(config: Config, neighbourhood: Neighbourhood) -> Peer:
-    """This peer's protocol."""
+def build_core(
+    config: Config, neighbourhood: Neighbourhood, origin: Origin | None = None, verify: Verify | None = None
+) -> Peer:
+    """This peer's protocol. With the exchange `seeds`, `origin` (ours) and `verify` are needed."""
     pacing = Pacing(
         rounds_max=config.rounds.max,
         deadline_s=config.rounds.deadline_s,
@@ -47,7 +56,32 @@ def build_core(config: Config, neighbourhood: Neighbourhood) -> Peer:
         settle_s=config.liveness.settle_s,
         save_s=config.runtime.snapshot_s,
     )
-    return Peer(neighbourhood, pacing, config.liveness.heartbeat_s, config.liveness.timeout_s)
+    seeds = None
+    if config.exchange.name == "seeds":
+        assert origin is not None
+        assert verify is not None
+        seeds = Seeds(
+            me=PeerId(config.name),
+            origin=origin,
+            rules=build_rules(config),
+            verify=verify,
+            shared=config.seeds.directions == "shared",
+            gossip_s=config.seeds.gossip_s,
+        )
+    return Peer(neighbourhood, pacing, config.liveness.heartbeat_s, config.liveness.timeout_s, seeds)
+
+
+def build_rules(config: Config) -> Rules:
+    """What every batch of the swarm has to be like."""
+    records = config.local.steps * config.seeds.probes
+    # FedKSeed-Pro's ids need two more bytes each: which of the pool was drawn depends on what the sender had seen.
+    has_ids = config.seeds.directions == "pool" and config.seeds.sampling == "pro"
+    return Rules(
+        roster=frozenset(config.roster),
+        records=records,
+        codes=records * (3 if has_ids else 1),
+        authorities=frozenset(map(bytes.fromhex, config.seeds.authority)),
+    )
 
 
 def build_manifest(
@@ -55,8 +89,12 @@ def build_manifest(
 ) -> Manifest:
     """All that the peers of a swarm must agree on.
 
-    `schema`: name, shape and dtype of every parameter in canonical order; `base`: where the first weights came from.
+    `schema`: name, shape and dtype of every parameter in canonical order; `base`: what the first weights are.
     """
+    exchange: dict[str, Any] = config.exchange.model_dump()
+    local: dict[str, Any] = {"optimizer": config.local.optimizer, "sam": config.local.sam_rho > 0}
+    if config.exchange.name == "seeds":
+        exchange, local = _records(config), {}  # how a peer measures its scalars is its own choice
     return Manifest.of(
         {
             "swarm": config.swarm.model_dump(),
@@ -65,11 +103,24 @@ def build_manifest(
             "base": base,
             "parameters": {name: f"{dtype} {list(shape)}" for name, shape, dtype in schema},
             "parameter_order": [name for name, _, _ in schema],
-            "exchange": config.exchange.model_dump(),
-            "local": {"optimizer": config.local.optimizer, "sam": config.local.sam_rho > 0},
+            "exchange": exchange,
+            "local": local,
             "mixing": config.mixing.model_dump(),
             # The graph itself, not its options: a file's path is each peer's own.
             "topology": {"rule": topology.rule, "graph": topology.digest()},
             "security": "none",
         }
     )
+
+
+def _records(config: Config) -> dict[str, Any]:
+    """What makes the weights a function of the records, and who may void some."""
+    agreed = {"directions", "rule", "pool", "sampling", "momentum", "parts", "memory"}
+    return {
+        "name": config.exchange.name,
+        "noise": NOISE,
+        "records": config.records,
+        "unit_log2": config.unit_log2,
+        "authority": sorted(set(config.seeds.authority)),
+        **config.seeds.model_dump(include=agreed),
+    }

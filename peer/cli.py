@@ -87,7 +87,12 @@ def _run(arguments: argparse.Namespace) -> None:
     check_listen(config)
     topology = build_topology(config)
     prepare(config)
-    trainer = make_trainer(config, degree_min(topology))
+    if config.exchange.name == "seeds":
+        from murmurate.peer.learning.prober import make_prober
+
+        trainer = make_prober(config)
+    else:
+        trainer = make_trainer(config, degree_min(topology))
     manifest = build_manifest(config, topology, trainer.schema, trainer.base)
     if not arguments.json:
         OUT.print(view.run_header(config, manifest.swarm_id.hex(), trainer.payload_bytes))
@@ -123,12 +128,27 @@ def _peers(arguments: argparse.Namespace) -> None:
 
 def _leave(arguments: argparse.Namespace) -> None:
     _client(arguments).leave()
-    _show(arguments, {"leaving": True}, lambda: "leaving: it ends its step and takes a snapshot")
+    _show(arguments, {"leaving": True}, lambda: "leaving: it ends its step and keeps what a restart needs")
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    reply = _client(arguments).export(Path(arguments.path))
-    _show(arguments, reply, lambda: f"{reply['path']}: the model as it is now, after {reply['round']} rounds")
+    reply = _client(arguments).export(Path(arguments.path), arguments.at)
+    what = f"at {arguments.at}" if arguments.at else "as it is now"
+    _show(arguments, reply, lambda: f"{reply['path']}: the model {what}, after {reply['round']} rounds")
+
+
+def _retract(arguments: argparse.Namespace) -> None:
+    reply = _client(arguments).retract(arguments.peer, arguments.from_seq)
+    who = f"{reply['peer']} ({reply['origin']})"
+    _show(arguments, reply, lambda: f"the records of {who} from {reply['from_seq']} on count nowhere any more")
+
+
+def _key(arguments: argparse.Namespace) -> None:
+    config = _config_of(arguments)
+    from murmurate.peer.runtime.identity import open_identity
+
+    key = open_identity(config.state_dir).origin.hex()
+    _show(arguments, {"peer": config.name, "key": key}, lambda: key)
 
 
 # Configuration -------------------------------------------------------------------------------------
@@ -227,6 +247,7 @@ def _sim(arguments: argparse.Namespace) -> None:
             topology=arguments.topology,
             options=_options(arguments.option, "--option"),
             task=arguments.task,
+            exchange=arguments.exchange,
             step=lambda: progress.advance(task),
         )
     _show(arguments, result, lambda: view.figures_table("simulation", result))
@@ -239,7 +260,8 @@ def _bench(arguments: argparse.Namespace) -> None:
 
     with view.progress(ERR) as progress:
         task = progress.add_task(f"bench {arguments.bench}", total=arguments.repeats)
-        result = BENCHES[arguments.bench](arguments.repeats, lambda: progress.advance(task))
+        options = {"parameters": arguments.parameters} if arguments.bench == "replay" else {}
+        result = BENCHES[arguments.bench](arguments.repeats, lambda: progress.advance(task), **options)
     _show(arguments, result, lambda: view.figures_table(f"bench {arguments.bench}", result))
 
 
@@ -284,10 +306,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_target(add("run", _run, "run this machine's peer until it has left"))
     _add_target(add("status", _status, "what the daemon of a configuration is doing"))
     _add_target(add("peers", _peers, "whom it is linked with, and what it thinks of them"))
-    _add_target(add("leave", _leave, "have it end its step, take a snapshot and leave"))
+    _add_target(add("leave", _leave, "have it end its step, keep what a restart needs and leave"))
     export = add("export", _export, "have it write its model to a safetensors file")
     _add_target(export)
     export.add_argument("path", help="file to write").complete = shtab.FILE  # pyright: ignore[reportAttributeAccessIssue]: shtab's way
+    export.add_argument("--at", default="", metavar="CUT", help="with the records of this cut only: see `status`")
+    retract = add("retract", _retract, "void a peer's records at every peer, as if nobody had heard them")
+    _add_target(retract)
+    retract.add_argument("peer", help="its name, its key or the beginning of it, or NAME@KEY")
+    retract.add_argument(
+        "--from", type=_whole, required=True, dest="from_seq", metavar="SEQ", help="the first record to void; 0: all"
+    )
+    _add_target(add("key", _key, "print this peer's public key, which is made if there is none"))
     config = add("config", _config, "print the effective configuration")
     _add_target(config)
     config.add_argument("--running", action="store_true", help="ask the running daemon instead of the file")
@@ -354,15 +384,22 @@ def _add_sim(sim: argparse.ArgumentParser) -> None:
     sim.add_argument("--topology", default="random_regular", help="graph (default: %(default)s)")
     sim.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the graph")
     sim.add_argument("--task", default="quadratic", help="quadratic, or a real task such as digits")
+    sim.add_argument(
+        "--exchange", choices=("models", "seeds"), default="models", help="what is gossiped (seeds: a toy, no --task)"
+    )
 
 
 def _add_bench(commands: Any) -> None:
-    bench = commands.add_parser("bench", help="measure this machine: links, rounds, joining")
+    bench = commands.add_parser("bench", help="measure this machine: links, rounds, joining, replay")
     benches = bench.add_subparsers(metavar="BENCH", dest="bench", required=True)
     link = benches.add_parser("link", help="goodput beside plain TCP; daemons beside one plain loop")
     rounds = benches.add_parser("rounds", help="seconds per round of 8 daemons on a ring")
     join = benches.add_parser("join", help="how soon a late daemon is as good as the swarm")
-    for parser in (link, rounds, join):
+    replay = benches.add_parser("replay", help="records into weights, beside MeZO's way and one pass over the weights")
+    replay.add_argument(
+        "--parameters", type=_positive, default=100_000_000, help="size of the model (default: %(default)s)"
+    )
+    for parser in (link, rounds, join, replay):
         parser.set_defaults(command=_bench)
         parser.add_argument("--json", action="store_true", help="machine-readable")
         parser.add_argument("--repeats", type=_positive, default=5, help="repetitions (default: %(default)s)")
@@ -373,6 +410,13 @@ def _positive(text: str) -> int:
         if (value := int(text)) >= 1:
             return value
     raise argparse.ArgumentTypeError(f"{text!r} should be a whole number, at least 1")
+
+
+def _whole(text: str) -> int:
+    with suppress(ValueError):
+        if 0 <= (value := int(text)) <= 2**53:  # what every number on a link is bound by
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} should be a whole number, at least 0")
 
 
 def _probability(text: str) -> float:

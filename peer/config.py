@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import json
+import math
 import os
 import re
 import tomllib
@@ -18,6 +19,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from murmurate.peer.checks import faults
 from murmurate.peer.errors import ConfigError
 
 Option = str | int | float | bool | list[float]
@@ -94,31 +96,33 @@ class Exchange(Section):
 
 
 class Seeds(Section):
-    """The `seeds` exchange. All peers must agree, except on `probe`, `objective` and `gossip_s`."""
+    """The `seeds` exchange. How to measure is each peer's own choice: `probe`, `objective`, `epsilon`, the schedule,
+    and steps and probes as long as their product is the same; so is `gossip_s`. On all else the peers must agree."""
 
     directions: Literal["private", "pool", "shared"] = "private"
     """Where directions come from: `private` (MeZO: each record has its own), `pool` (FedKSeed: one of a fixed number),
     `shared` (all peers probe the same ones in a round, and `rule` combines what they measured: bears liars)."""
     probes: int = Field(default=1, ge=1, le=4096)
-    """Directions per step; a round publishes local.steps x probes records in one signed batch."""
+    """Directions per step, whose mean is the step; a round publishes local.steps x probes records in one batch."""
     probe: str = "spsa"
     """How a record is measured: `spsa` (two passes), `sign`, `conservative`, `forward` (exact, by forward-mode
     differentiation) or `ferret` (first-order local steps, projected on shared directions)."""
     objective: Literal["loss", "score"] = "loss"
-    """What to improve: the task's loss, or its `score` (accuracy, F1, ...), which needs no gradient."""
+    """What to improve: the task's loss, or its `score` (accuracy, F1, ...: higher is better, no gradient needed)."""
     epsilon: float = Field(default=2.0**-10, gt=0)
     """Length of a probe along a direction whose entries are +1 and -1. (MeZO uses 1e-3)"""
     unit_log2: int = Field(default=0, ge=-100, le=0)
-    """A record moves the weights by a whole number of steps of 2^unit_log2; 0: 1/256 of local.lr, rounded to a power
-    of two, and then all peers must agree on that lr."""
+    """A record moves the weights by a whole number of steps of 2^unit_log2; 0: 1/256 of local.lr / probes, rounded to a
+    power of two, and then all peers must agree on those two."""
     rule: Literal["sum", "mean", "median", "trimmed_mean", "nna", "nnm_trimmed_mean"] = "mean"
-    """With shared directions: how the scalars of a round become one; others than sum and mean bear `mixing.f` liars."""
+    """With shared directions: how the scalars of a round become one; others than sum and mean bear `mixing.f` liars.
+    With private ones and a pool everybody's steps add up, as in `sum`: more peers, longer steps."""
     pool: int = Field(default=4096, ge=1, le=65536)
     """Size of the pool. (FedKSeed's 4096)"""
     sampling: Literal["uniform", "pro"] = "uniform"
     """How a record's direction is drawn from the pool; `pro` prefers those with large scalars so far (FedKSeed-Pro) and
     sends two more bytes per record."""
-    momentum: float = Field(default=0.0, ge=0, lt=1)
+    momentum: float = Field(default=0.0, ge=0, le=0.99)
     """Spreads each record's step over the origin's following rounds (ZO-SGD with momentum); 0: all at once."""
     parts: int = Field(default=1, ge=1, le=256)
     """Cut the parameters into so many parts; each record moves only one of them (block-sparse)."""
@@ -227,8 +231,8 @@ class Runtime(Section):
 class Attack(Section):
     """For experiments only: this peer lies. The default is an honest peer."""
 
-    name: Literal["none", "sign_flip"] = "none"
-    """`sign_flip` sends -scale x the model."""
+    name: Literal["none", "sign_flip", "max_flip"] = "none"
+    """`sign_flip` sends -scale x the model or the scalars, `max_flip` (seeds) the largest scalars of the wrong sign."""
     scale: float = Field(default=1.0, gt=0)
     """Strength of the attack."""
 
@@ -272,6 +276,22 @@ class Config(Section):
                 f"name = {self.name!r} should be one of [peers]: {', '.join(sorted(self.peers)) or 'none'}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        for fault in faults(self):
+            raise ValueError(fault)
+        return self
+
+    @property
+    def records(self) -> int:
+        """Records per batch of the seeds exchange (R)."""
+        return self.local.steps * self.seeds.probes
+
+    @property
+    def unit_log2(self) -> int:
+        """`seeds.unit_log2`, resolved: a probe with a slope of 1 is worth about 256 units."""
+        return self.seeds.unit_log2 or round(math.log2(self.local.lr / self.seeds.probes)) - 8
 
     @property
     def roster(self) -> tuple[str, ...]:

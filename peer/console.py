@@ -21,6 +21,9 @@ STATE_STYLES = {
     "training": "green",
     "waiting": "green",
     "mixing": "green",
+    "signing": "green",
+    "folding": "green",
+    "idle": "green",
     "joining": "yellow",
     "adopting": "yellow",
     "suspect": "yellow",
@@ -64,10 +67,13 @@ def _figure4(value: float | None) -> str:
 
 def run_header(config: Config, swarm: str, payload_bytes: int) -> Text:
     """The first line of `murmurate run`."""
-    rule = f"{config.mixing.rule} (f = {config.mixing.f})" if config.mixing.f else config.mixing.rule
+    is_seeds = config.exchange.name == "seeds"
+    rule = f"seeds with {config.seeds.directions} directions" if is_seeds else config.mixing.rule
+    if config.mixing.f:
+        rule += f" (f = {config.mixing.f})"
     text = Text(
-        f"{config.name} of swarm {config.swarm.name} {swarm[:12]}: {config.task.name}, updates of "
-        f"{bytes_text(payload_bytes)}, "
+        f"{config.name} of swarm {config.swarm.name} {swarm[:12]}: {config.task.name}, "
+        f"{'batches' if is_seeds else 'updates'} of {bytes_text(payload_bytes)}, "
     )
     text.append(f"{config.topology.rule} of {len(config.peers)}, {rule}; listening on {config.listen}")
     if config.runtime.insecure:
@@ -83,7 +89,10 @@ def run_line(row: Mapping[str, Any]) -> Text:
     if kind == "round":
         figures = " ".join(f"{name} {_figure4(row[name])}" for name in ("loss", "accuracy", "test_loss") if name in row)
         text = Text(f"round {row['round']:>5}  {figures}  {row['seconds']:.2f} s (waited {row['waited_s']:.2f})  ")
-        text.append(f"mixed {len(row['folded'])}")
+        if "records" in row:
+            text.append(f"{row['records']} records, {row['batches']} batches new")
+        else:
+            text.append(f"mixed {len(row['folded'])}")
         if row["missing"]:
             text.append(f", missed {', '.join(row['missing'])}", "yellow")
         return text
@@ -98,20 +107,30 @@ def run_line(row: Mapping[str, Any]) -> Text:
             return Text(f"{row['peer']} is {row['state']}", STATE_STYLES.get(row["state"], ""))
         case "unreachable":
             return Text(f"{row['peer']} is not there: {row['reason']}; dialling goes on", "yellow")
+        case "voided":
+            why = "signed two histories" if row["forked"] else "is retracted"
+            return Text(f"{row['peer']} {why}: its records from {row['from_seq']} on count nowhere", "magenta")
+        case "diverged":
+            return Text(
+                f"{row['peer']} holds the same records and has other weights: one of us computes wrongly", "red"
+            )
         case "refused":
             return Text(f"refused {row['peer']}: {row['reason']}", "yellow")
         case _:
             return Text(str(row.get("text", dict(row))), "yellow")
 
 
-def status_panel(status: Mapping[str, Any]) -> Panel:
+def status_panel(status: Mapping[str, Any]) -> RenderableType:
     """`murmurate status`."""
     table = Table.grid(padding=(0, 2))
+    records = status["records"]
+    snapshot = f"after round {status['snapshot_round']}" if status["snapshot_round"] else "none yet"
     rows: list[tuple[str, RenderableType]] = [
         ("doing", _state(status["phase"])),
         ("round", str(status["round"])),
-        *((name, _figure4(value)) for name, value in sorted(status["figures"].items())),
-        ("snapshot", f"after round {status['snapshot_round']}" if status["snapshot_round"] else "none yet"),
+        *((name, _figure4(value)) for name, value in sorted(status["figures"].items()) if name != "records"),
+        ("exchange", status["exchange"]),
+        *(_records_rows(records) if records else [("snapshot", snapshot)]),
         ("traffic", f"{bytes_text(status['bytes_sent'])} sent, {bytes_text(status['bytes_received'])} received"),
         ("links", f"{sum(peer['linked'] for peer in status['peers'])} of {len(status['peers'])}"),
         ("up", f"{status['uptime_s']:.0f} s"),
@@ -121,7 +140,27 @@ def status_panel(status: Mapping[str, Any]) -> Panel:
         rows.append(("metrics", f"http://{status['metrics']}/metrics"))
     for name, value in rows:
         table.add_row(Text(name, "dim"), value)
-    return Panel(table, title=f"{status['peer']} · swarm {status['swarm'][:12]}", expand=False)
+    panel = Panel(table, title=f"{status['peer']} · swarm {status['swarm'][:12]}", expand=False)
+    return Group(panel, _origins_table(records["origins"]), Text(f"cut {records['cut']}")) if records else panel
+
+
+def _records_rows(records: Mapping[str, Any]) -> list[tuple[str, RenderableType]]:
+    return [
+        ("records", str(records["records"])),
+        ("set", records["set"][:16]),
+        ("weights", records["weights"][:16] or "not digested yet"),
+        ("key", records["key"]),
+    ]
+
+
+def _origins_table(origins: Sequence[Mapping[str, Any]]) -> Table:
+    """Whose records these are; a peer whose folder was wiped has more than one line."""
+    table = Table("peer", "key", "batches", "records", "round", "void")
+    for origin in origins:
+        void = f"from {origin['closed_at']} on" if origin["closed"] else ""
+        counts = (str(origin[name]) for name in ("batches", "records", "round"))
+        table.add_row(origin["peer"], origin["origin"][:16], *counts, Text(void, "magenta"))
+    return table
 
 
 def peers_table(peers: Sequence[Mapping[str, Any]]) -> Table:

@@ -20,6 +20,9 @@ MANIFEST_BYTES_MAX = 2**20
 
 SHOWN_MAX = 80  # characters of a value in an explanation (a guess)
 
+ADVICE = {"base": "; give all peers one file of first weights: task.weights"}
+"""By field: what to do about a difference that nobody chose."""
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -46,6 +49,7 @@ class Manifest:
 
 def first_difference(mine: str, theirs: str) -> str:
     """The first field, in canonical order, in which two texts differ: `mixing.f: ours 2, theirs 1`; "" when none does.
+    Where it is not plain what to do, that follows.
 
     `theirs` may be anything: what cannot be read is named as such.
     """
@@ -55,7 +59,8 @@ def first_difference(mine: str, theirs: str) -> str:
         other = json.loads(theirs)
     except (ValueError, RecursionError):
         return "manifest: theirs is not JSON"
-    return _difference("", json.loads(mine), other) or "manifest: equal fields, written differently"
+    found = _difference("", json.loads(mine), other) or "manifest: equal fields, written differently"
+    return found + ADVICE.get(found.partition(":")[0], "")
 
 
 def _difference(path: str, mine: Any, theirs: Any) -> str:

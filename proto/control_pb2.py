@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmurmurate/proto/control.proto\x12\tmurmurate\"\x0f\n\rStatusRequest\"\xe0\x02\n\x0bStatusReply\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\r\n\x05swarm\x18\x02 \x01(\t\x12\r\n\x05phase\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\x04\x12\x13\n\x0bincarnation\x18\x05 \x01(\x04\x12\x10\n\x08uptime_s\x18\x06 \x01(\x01\x12\x34\n\x07\x66igures\x18\x07 \x03(\x0b\x32#.murmurate.StatusReply.FiguresEntry\x12\x12\n\nbytes_sent\x18\x08 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\t \x01(\x04\x12\x16\n\x0esnapshot_round\x18\n \x01(\x04\x12\x0e\n\x06listen\x18\x0b \x01(\t\x12\x0f\n\x07metrics\x18\x0c \x01(\t\x12$\n\x05peers\x18\r \x03(\x0b\x32\x15.murmurate.PeerStatus\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xd3\x01\n\nPeerStatus\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0e\n\x06linked\x18\x04 \x01(\x08\x12\r\n\x05round\x18\x05 \x01(\x04\x12\x12\n\nbytes_sent\x18\x06 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x07 \x01(\x04\x12\x13\n\x0bheard_ago_s\x18\x08 \x01(\x01\x12\x10\n\x08refusals\x18\t \x01(\x04\x12\x14\n\x0clast_refusal\x18\n \x01(\t\x12\x0f\n\x07trouble\x18\x0b \x01(\t\"\x0e\n\x0cLeaveRequest\"\x0c\n\nLeaveReply\"\x1d\n\rExportRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"*\n\x0b\x45xportReply\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x04\"\x0f\n\rConfigRequest\"\x1b\n\x0b\x43onfigReply\x12\x0c\n\x04toml\x18\x01 \x01(\t2\xf6\x01\n\x07\x43ontrol\x12:\n\x06Status\x12\x18.murmurate.StatusRequest\x1a\x16.murmurate.StatusReply\x12\x37\n\x05Leave\x12\x17.murmurate.LeaveRequest\x1a\x15.murmurate.LeaveReply\x12:\n\x06\x45xport\x12\x18.murmurate.ExportRequest\x1a\x16.murmurate.ExportReply\x12:\n\x06\x43onfig\x12\x18.murmurate.ConfigRequest\x1a\x16.murmurate.ConfigReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dmurmurate/proto/control.proto\x12\tmurmurate\"\x0f\n\rStatusRequest\"\x97\x03\n\x0bStatusReply\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\r\n\x05swarm\x18\x02 \x01(\t\x12\r\n\x05phase\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\x04\x12\x13\n\x0bincarnation\x18\x05 \x01(\x04\x12\x10\n\x08uptime_s\x18\x06 \x01(\x01\x12\x34\n\x07\x66igures\x18\x07 \x03(\x0b\x32#.murmurate.StatusReply.FiguresEntry\x12\x12\n\nbytes_sent\x18\x08 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\t \x01(\x04\x12\x16\n\x0esnapshot_round\x18\n \x01(\x04\x12\x0e\n\x06listen\x18\x0b \x01(\t\x12\x0f\n\x07metrics\x18\x0c \x01(\t\x12$\n\x05peers\x18\r \x03(\x0b\x32\x15.murmurate.PeerStatus\x12\x10\n\x08\x65xchange\x18\x0e \x01(\t\x12#\n\x07records\x18\x0f \x01(\x0b\x32\x12.murmurate.Records\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"|\n\x07Records\x12\x0f\n\x07records\x18\x01 \x01(\x04\x12\x0b\n\x03set\x18\x02 \x01(\t\x12\x0f\n\x07weights\x18\x03 \x01(\t\x12\x0b\n\x03\x63ut\x18\x04 \x01(\t\x12\x0b\n\x03key\x18\x05 \x01(\t\x12(\n\x07origins\x18\x06 \x03(\x0b\x32\x17.murmurate.OriginStatus\"\x80\x01\n\x0cOriginStatus\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x0f\n\x07\x62\x61tches\x18\x03 \x01(\x04\x12\x0f\n\x07records\x18\x04 \x01(\x04\x12\r\n\x05round\x18\x05 \x01(\x04\x12\x0e\n\x06\x63losed\x18\x06 \x01(\x08\x12\x11\n\tclosed_at\x18\x07 \x01(\x04\"\xd3\x01\n\nPeerStatus\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x0e\n\x06linked\x18\x04 \x01(\x08\x12\r\n\x05round\x18\x05 \x01(\x04\x12\x12\n\nbytes_sent\x18\x06 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x07 \x01(\x04\x12\x13\n\x0bheard_ago_s\x18\x08 \x01(\x01\x12\x10\n\x08refusals\x18\t \x01(\x04\x12\x14\n\x0clast_refusal\x18\n \x01(\t\x12\x0f\n\x07trouble\x18\x0b \x01(\t\"\x0e\n\x0cLeaveRequest\"\x0c\n\nLeaveReply\"*\n\rExportRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0b\n\x03\x63ut\x18\x02 \x01(\t\"7\n\x0b\x45xportReply\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x0b\n\x03\x63ut\x18\x03 \x01(\t\"\x0f\n\rConfigRequest\"\x1b\n\x0b\x43onfigReply\x12\x0c\n\x04toml\x18\x01 \x01(\t\"0\n\x0eRetractRequest\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x10\n\x08\x66rom_seq\x18\x02 \x01(\x04\">\n\x0cRetractReply\x12\x0c\n\x04peer\x18\x01 \x01(\t\x12\x0e\n\x06origin\x18\x02 \x01(\t\x12\x10\n\x08\x66rom_seq\x18\x03 \x01(\x04\x32\xb5\x02\n\x07\x43ontrol\x12:\n\x06Status\x12\x18.murmurate.StatusRequest\x1a\x16.murmurate.StatusReply\x12\x37\n\x05Leave\x12\x17.murmurate.LeaveRequest\x1a\x15.murmurate.LeaveReply\x12:\n\x06\x45xport\x12\x18.murmurate.ExportRequest\x1a\x16.murmurate.ExportReply\x12:\n\x06\x43onfig\x12\x18.murmurate.ConfigRequest\x1a\x16.murmurate.ConfigReply\x12=\n\x07Retract\x12\x19.murmurate.RetractRequest\x1a\x17.murmurate.RetractReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,23 +36,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATUSREQUEST']._serialized_start=44
   _globals['_STATUSREQUEST']._serialized_end=59
   _globals['_STATUSREPLY']._serialized_start=62
-  _globals['_STATUSREPLY']._serialized_end=414
-  _globals['_STATUSREPLY_FIGURESENTRY']._serialized_start=368
-  _globals['_STATUSREPLY_FIGURESENTRY']._serialized_end=414
-  _globals['_PEERSTATUS']._serialized_start=417
-  _globals['_PEERSTATUS']._serialized_end=628
-  _globals['_LEAVEREQUEST']._serialized_start=630
-  _globals['_LEAVEREQUEST']._serialized_end=644
-  _globals['_LEAVEREPLY']._serialized_start=646
-  _globals['_LEAVEREPLY']._serialized_end=658
-  _globals['_EXPORTREQUEST']._serialized_start=660
-  _globals['_EXPORTREQUEST']._serialized_end=689
-  _globals['_EXPORTREPLY']._serialized_start=691
-  _globals['_EXPORTREPLY']._serialized_end=733
-  _globals['_CONFIGREQUEST']._serialized_start=735
-  _globals['_CONFIGREQUEST']._serialized_end=750
-  _globals['_CONFIGREPLY']._serialized_start=752
-  _globals['_CONFIGREPLY']._serialized_end=779
-  _globals['_CONTROL']._serialized_start=782
-  _globals['_CONTROL']._serialized_end=1028
+  _globals['_STATUSREPLY']._serialized_end=469
+  _globals['_STATUSREPLY_FIGURESENTRY']._serialized_start=423
+  _globals['_STATUSREPLY_FIGURESENTRY']._serialized_end=469
+  _globals['_RECORDS']._serialized_start=471
+  _globals['_RECORDS']._serialized_end=595
+  _globals['_ORIGINSTATUS']._serialized_start=598
+  _globals['_ORIGINSTATUS']._serialized_end=726
+  _globals['_PEERSTATUS']._serialized_start=729
+  _globals['_PEERSTATUS']._serialized_end=940
+  _globals['_LEAVEREQUEST']._serialized_start=942
+  _globals['_LEAVEREQUEST']._serialized_end=956
+  _globals['_LEAVEREPLY']._serialized_start=958
+  _globals['_LEAVEREPLY']._serialized_end=970
+  _globals['_EXPORTREQUEST']._serialized_start=972
+  _globals['_EXPORTREQUEST']._serialized_end=1014
+  _globals['_EXPORTREPLY']._serialized_start=1016
+  _globals['_EXPORTREPLY']._serialized_end=1071
+  _globals['_CONFIGREQUEST']._serialized_start=1073
+  _globals['_CONFIGREQUEST']._serialized_end=1088
+  _globals['_CONFIGREPLY']._serialized_start=1090
+  _globals['_CONFIGREPLY']._serialized_end=1117
+  _globals['_RETRACTREQUEST']._serialized_start=1119
+  _globals['_RETRACTREQUEST']._serialized_end=1167
+  _globals['_RETRACTREPLY']._serialized_start=1169
+  _globals['_RETRACTREPLY']._serialized_end=1231
+  _globals['_CONTROL']._serialized_start=1234
+  _globals['_CONTROL']._serialized_end=1543
 # @@protoc_insertion_point(module_scope)

@@ -1,25 +1,32 @@
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "refusal", "heartbeat", "goodbye", "begin", "chunk")
+    __slots__ = ("hello", "refusal", "heartbeat", "goodbye", "begin", "chunk", "rumor", "have", "vector")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
     BEGIN_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    RUMOR_FIELD_NUMBER: _ClassVar[int]
+    HAVE_FIELD_NUMBER: _ClassVar[int]
+    VECTOR_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     refusal: Refusal
     heartbeat: Heartbeat
     goodbye: Goodbye
     begin: Begin
     chunk: bytes
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+    rumor: Rumor
+    have: Have
+    vector: Vector
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., chunk: _Optional[bytes] = ..., rumor: _Optional[_Union[Rumor, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ...) -> None: ...
 
 class Turn(_message.Message):
     __slots__ = ("round", "hop")
@@ -70,3 +77,89 @@ class Begin(_message.Message):
     size_bytes: int
     data: bytes
     def __init__(self, turn: _Optional[_Union[Turn, _Mapping]] = ..., size_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Rumor(_message.Message):
+    __slots__ = ("runs", "forks", "retractions", "more")
+    RUNS_FIELD_NUMBER: _ClassVar[int]
+    FORKS_FIELD_NUMBER: _ClassVar[int]
+    RETRACTIONS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    runs: _containers.RepeatedCompositeFieldContainer[Run]
+    forks: _containers.RepeatedCompositeFieldContainer[Fork]
+    retractions: _containers.RepeatedCompositeFieldContainer[Retraction]
+    more: bool
+    def __init__(self, runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ..., forks: _Optional[_Iterable[_Union[Fork, _Mapping]]] = ..., retractions: _Optional[_Iterable[_Union[Retraction, _Mapping]]] = ..., more: bool = ...) -> None: ...
+
+class Run(_message.Message):
+    __slots__ = ("origin", "number", "round", "codes", "signatures", "sizes", "skipped")
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    CODES_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURES_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    origin: bytes
+    number: int
+    round: int
+    codes: bytes
+    signatures: bytes
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    skipped: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, origin: _Optional[bytes] = ..., number: _Optional[int] = ..., round: _Optional[int] = ..., codes: _Optional[bytes] = ..., signatures: _Optional[bytes] = ..., sizes: _Optional[_Iterable[int]] = ..., skipped: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Fork(_message.Message):
+    __slots__ = ("origin", "number", "one", "other")
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ONE_FIELD_NUMBER: _ClassVar[int]
+    OTHER_FIELD_NUMBER: _ClassVar[int]
+    origin: bytes
+    number: int
+    one: Prong
+    other: Prong
+    def __init__(self, origin: _Optional[bytes] = ..., number: _Optional[int] = ..., one: _Optional[_Union[Prong, _Mapping]] = ..., other: _Optional[_Union[Prong, _Mapping]] = ...) -> None: ...
+
+class Prong(_message.Message):
+    __slots__ = ("round", "codes", "signature")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    CODES_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    codes: bytes
+    signature: bytes
+    def __init__(self, round: _Optional[int] = ..., codes: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Retraction(_message.Message):
+    __slots__ = ("origin", "from_seq", "authority", "signature")
+    ORIGIN_FIELD_NUMBER: _ClassVar[int]
+    FROM_SEQ_FIELD_NUMBER: _ClassVar[int]
+    AUTHORITY_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    origin: bytes
+    from_seq: int
+    authority: bytes
+    signature: bytes
+    def __init__(self, origin: _Optional[bytes] = ..., from_seq: _Optional[int] = ..., authority: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class Have(_message.Message):
+    __slots__ = ("digest", "weights")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    weights: bytes
+    def __init__(self, digest: _Optional[bytes] = ..., weights: _Optional[bytes] = ...) -> None: ...
+
+class Vector(_message.Message):
+    __slots__ = ("origins", "counts", "heads", "closed", "partial")
+    ORIGINS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
+    origins: bytes
+    counts: _containers.RepeatedScalarFieldContainer[int]
+    heads: bytes
+    closed: _containers.RepeatedScalarFieldContainer[int]
+    partial: bool
+    def __init__(self, origins: _Optional[bytes] = ..., counts: _Optional[_Iterable[int]] = ..., heads: _Optional[bytes] = ..., closed: _Optional[_Iterable[int]] = ..., partial: bool = ...) -> None: ...

@@ -23,6 +23,7 @@ from murmurate.peer.protocol.events import (
 from murmurate.peer.runtime.transport import METHOD, GrpcTransport
 from murmurate.peer.runtime.wire import (
     CHUNK_BYTES,
+    PROTOCOL,
     Assembler,
     Hello,
     encode_hello,
@@ -138,7 +139,7 @@ async def raw(address: str, me: PeerId | None = None) -> AsyncGenerator[Raw]:
         yield stranger
 
 
-def hello(peer: PeerId, manifest: Manifest = SWARM, protocol: int = 1) -> Hello:
+def hello(peer: PeerId, manifest: Manifest = SWARM, protocol: int = PROTOCOL) -> Hello:
     return Hello(manifest.swarm_id, manifest.text, peer, 4, Turn(2), protocol)
 
 

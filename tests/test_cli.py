@@ -26,7 +26,8 @@ from murmurate.peer.toml import to_toml
 
 from .toy import TRAINER, Life, living, make_config, trainer_module
 
-DAEMON_COMMANDS = ("run", "status", "peers", "leave", "export", "config")
+DAEMON_COMMANDS = ("run", "status", "peers", "leave", "export", "retract", "key", "config")
+ARGUMENTS = {"export": ["model"], "retract": ["b", "--from", "0"]}  # of those that need some
 COMMANDS = ("demo", "init", *DAEMON_COMMANDS, "topology", "sim", "bench", "completion")
 
 Capture = pytest.CaptureFixture[str]
@@ -96,6 +97,8 @@ def test_there_is_a_completion_for_every_shell(capsys: Capture, shell: str) -> N
         (["topology", "show", "ring", "--peers", "0"], "argument --peers: '0' should be a whole number, at least 1"),
         (["topology", "show", "ring", "--peers", "x"], "argument --peers: 'x' should be a whole number, at least 1"),
         (["sim", "--loss", "2"], "argument --loss: '2' should be a number from 0 to 1"),
+        (["retract", "b", "--from", "-1"], "argument --from: '-1' should be a whole number, at least 0"),
+        (["retract", "b"], "the following arguments are required: --from"),
         (["sim", "--loss", "nan"], "argument --loss: 'nan' should be a number from 0 to 1"),
     ],
 )
@@ -111,7 +114,7 @@ def test_what_cannot_be_parsed_is_named(capsys: Capture, argv: list[str], words:
 
 @pytest.mark.parametrize("command", DAEMON_COMMANDS)
 def test_a_missing_configuration_is_named(capsys: Capture, command: str) -> None:
-    argv = [command, "nowhere.toml", *(["model"] if command == "export" else [])]
+    argv = [command, "nowhere.toml", *ARGUMENTS.get(command, [])]
     assert complaint(capsys, 2, *argv) == "nowhere.toml: no such file; `murmurate init` writes one"
 
 
@@ -137,7 +140,7 @@ def test_words_that_look_like_markup_are_shown_as_they_are(capsys: Capture) -> N
         ({"topology": {"rule": "rign"}}, "topology: topology rule = 'rign' is unknown; did you mean 'ring'?"),
         ({"topology": {"rule": "hypercube"}, "ports": 3}, "topology: hypercube: n = 3 is not a power of two"),
         ({"runtime": {"listen": "0.0.0.0:0"}}, "runtime.listen = '0.0.0.0:0': reaches beyond this machine"),
-        ({"task": {"name": "diggits"}}, "task.name = 'diggits': unknown; known are digits, chars, or your own"),
+        ({"task": {"name": "diggits"}}, "task.name = 'diggits': unknown; known are digits, "),
         ({"task": {"name": "no.such:task"}}, "task.name = 'no.such:task': importing no.such from"),
         ({"mixing": {"rule": "median"}}, "mixing.rule = 'median': unknown; known are mean, nna"),
         ({"runtime": {"device": "abacus"}}, "runtime.device = 'abacus': cannot be used here: "),
@@ -223,9 +226,9 @@ def test_nobody_reading_an_answer_is_no_fault(monkeypatch: pytest.MonkeyPatch) -
 # A running daemon -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["status", "peers", "leave", "export"])
+@pytest.mark.parametrize("command", ["status", "peers", "leave", "export", "retract"])
 def test_without_a_daemon_there_is_no_answer(capsys: Capture, here: Path, command: str) -> None:
-    argv = [command, config_file(here), *(["model"] if command == "export" else [])]
+    argv = [command, config_file(here), *ARGUMENTS.get(command, [])]
     assert complaint(capsys, 1, *argv) == f"{here / 'a'}: no daemon is running here"
 
 
@@ -238,13 +241,18 @@ def test_the_commands_for_a_daemon(capsys: Capture, here: Path) -> None:
         assert answer(capsys, "peers") == []
         assert answer(capsys, "config", "--running")["rounds"]["eval_every"] == 7
         reply = answer(capsys, "export", file, "[b]model")
-        assert reply == {"path": str(here / "[b]model"), "round": json.loads((here / "[b]model").read_text())["round"]}
+        round = json.loads((here / "[b]model").read_text())["round"]
+        assert reply == {"path": str(here / "[b]model"), "round": round, "cut": ""}
         for argv in (["status"], ["peers"], ["config", "--running", "--comments"], ["export", file, "[b]model"]):
             assert main(argv) == 0
         out = capsys.readouterr().out
         assert all(word in out for word in ("loss", "traffic", "heard", "eval_every = 7", "# "))
         assert f"{here / '[b]model'}: the model as it is now, after " in out
         assert complaint(capsys, 1, "export", file, "no folder/model").endswith("No such file or directory")
+        assert complaint(capsys, 1, "retract", file, "b", "--from", "3").startswith(
+            "only the seeds exchange has records"
+        )
+        assert complaint(capsys, 1, "export", file, "model", "--at", "a:1").startswith("--at 'a:1': only the seeds")
         assert answer(capsys, "leave") == {"leaving": True}
 
     async def scenario() -> None:

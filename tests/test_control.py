@@ -72,6 +72,8 @@ def test_status_says_how_it_is(tmp_path: Path) -> None:
         "listen": "127.0.0.1:0",
         "metrics": "",
         "peers": [],
+        "exchange": "models",
+        "records": None,
     }
 
 
@@ -143,7 +145,7 @@ def test_export_names_the_round_of_the_model_it_wrote(tmp_path: Path) -> None:
         export = asyncio.create_task(life.daemon.export(tmp_path / "model"))
         await asyncio.sleep(0)  # it has its place in the queue
         exporting.set()
-        return await export
+        return (await export).round
 
     round = with_daemon(tmp_path, scenario, Waiting())
     assert (tmp_path / "model").read_text() == f'{{"value": 1.0, "round": {round}}}'

@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 from murmurate.peer.protocol.core import Peer
 from murmurate.peer.protocol.events import (
     Adopt,
+    Audit,
     Effect,
     Envelope,
     Event,
+    Fold,
     Goodbye,
     Heartbeat,
     Interrupt,
     Joined,
+    Keep,
     Leave,
     LeaveRequested,
     LinkDown,
@@ -37,6 +40,7 @@ from murmurate.peer.protocol.events import (
     Save,
     Send,
     SetTimer,
+    Sign,
     Skipped,
     Started,
     Timer,
@@ -281,6 +285,8 @@ class Life:
                 self.left = True
             case Report(fact):
                 self.check_fact(fact)
+            case Sign() | Keep() | Fold() | Audit():
+                raise AssertionError("of the other exchange")
 
     def check_fact(self, fact: object) -> None:
         match fact:
@@ -350,6 +356,8 @@ class Life:
                 assert self.timers.keys() & {"join", "settle"}
             case Phase.LEFT:
                 return
+            case Phase.SIGNING | Phase.FOLDING | Phase.IDLE:
+                raise AssertionError("of the other exchange")
         assert "heartbeat" in self.timers
 
     def check_memory(self) -> None:

@@ -244,7 +244,10 @@ def test_own_task_that_fails_says_why(
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
-        ({"name": "digit"}, "unknown; known are digits, chars, or your own as module:function"),
+        (
+            {"name": "digit"},
+            "unknown; known are digits, chars, docstrings, classification, causal_lm, or your own as module:function",
+        ),
         ({"options": {"modell": "cnn"}}, "task.options.modell: digits has no such option; it has model"),
         ({"options": {"model": "vit"}}, "should be one of mlp, cnn"),
         ({"options": {"model": 3}}, "should be of type str"),

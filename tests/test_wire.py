@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from murmurate.peer.errors import RemoteError
-from murmurate.peer.protocol.events import Body, Goodbye, Heartbeat, PeerId, Turn, Update
+from murmurate.peer.protocol.events import Body, Goodbye, Have, Heartbeat, PeerId, Rumor, Turn, Update, Vector
+from murmurate.peer.protocol.records import Batch, FeedState, Origin
 from murmurate.peer.runtime import wire
 from murmurate.peer.runtime.wire import (
     CHUNK_BYTES,
@@ -352,3 +353,70 @@ def test_a_refusal_is_all_that_goes_out() -> None:
     outbox.refuse("enough")
     assert drain(outbox) == [Refusal("enough")]
     assert outbox.next_frame() is None
+
+
+def rumor(number: int, size: int = 10) -> Rumor:
+    return Rumor((Batch(Origin(b"o" * 32), number, number, bytes(size), b"s" * 64),))
+
+
+def test_rumors_queue_in_order_and_the_newest_of_the_brief_bodies_wins() -> None:
+    outbox = Outbox()
+    for round in range(3):
+        outbox.put(Have(bytes([round])))
+        outbox.put(rumor(round))
+        outbox.put(Vector((FeedState(Origin(b"o" * 32), round + 1, b"h" * 16),)))
+        outbox.put(Heartbeat(Turn(round)))
+    newest = Vector((FeedState(Origin(b"o" * 32), 3, b"h" * 16),))
+    assert drain(outbox) == [Heartbeat(Turn(2)), newest, *map(rumor, range(3)), Have(b"\x02")]
+
+
+def test_vectors_that_are_not_whole_queue_as_rumors_do() -> None:
+    outbox = Outbox()
+    parts = [Vector((FeedState(Origin(b"o" * 32), n, b"h" * 16),), whole=False) for n in (1, 2)]
+    bodies = [parts[0], rumor(1), parts[1]]
+    for body in bodies:
+        outbox.put(body)
+    assert drain(outbox) == bodies
+
+
+def test_beyond_the_bound_the_oldest_rumors_are_dropped() -> None:
+    outbox, size = Outbox(), 2**17
+    count = 2 * wire.RUMORS_BYTES_MAX // size
+    for number in range(count):
+        outbox.put(rumor(number, size))
+    kept = [body.batches[0].number for body in drain(outbox) if isinstance(body, Rumor)]
+    assert kept == list(range(count - len(kept), count))
+    assert len(kept) == wire.RUMORS_BYTES_MAX // (size + 72)
+    outbox.put(rumor(7))  # what was dropped does not count any more
+    assert drain(outbox) == [rumor(7)]
+
+
+def test_a_rumor_above_the_bound_goes_out_all_the_same() -> None:
+    outbox = Outbox()
+    long = Rumor(tuple(rumor(number, 2**17).batches[0] for number in range(wire.RUMORS_BYTES_MAX // 2**17 + 1)))
+    outbox.put(rumor(0))
+    outbox.put(long)
+    parts = [body for body in drain(outbox) if isinstance(body, Rumor)]
+    assert tuple(batch for part in parts for batch in part.batches) == long.batches
+
+
+def test_an_update_under_way_starves_no_rumor_and_a_goodbye_goes_last() -> None:
+    outbox, assembler = Outbox(), greeted()
+    update = Update(Turn(1), bytes(3 * CHUNK_BYTES))
+    outbox.put(update)
+    assert assembler.feed(outbox.next_frame() or b"") is None
+    bodies: list[Body] = [rumor(1), rumor(2), Have(b"h")]
+    for body in (Goodbye(), *bodies):
+        outbox.put(body)
+    heard = [body for frame in iter(outbox.next_frame, None) if (body := assembler.feed(frame)) is not None]
+    assert heard == [*bodies, update, Goodbye()]
+
+
+def test_a_refusal_forgets_rumors_as_well() -> None:
+    outbox = Outbox()
+    for body in (rumor(1), Have(b""), Vector(()), rumor(2)):
+        outbox.put(body)
+    outbox.next_frame()
+    outbox.next_frame()
+    outbox.refuse("enough")
+    assert drain(outbox) == [Refusal("enough")]

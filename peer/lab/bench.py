@@ -21,6 +21,7 @@ from murmurate.peer.protocol.events import Mix, PeerId, Turn
 from murmurate.peer.protocol.seams import Trainer
 
 from .bench_link import measure_link
+from .bench_replay import PARAMETERS, measure_replay
 from .cohort import Cohort, loopback_configs
 
 PEERS = 8
@@ -180,8 +181,15 @@ def _plain_loop(table: Mapping[str, Any]) -> float:
     return (time.perf_counter() - began) / (ROUNDS - WARM_UP)
 
 
-BENCHES: dict[str, Callable[[int, Step], dict[str, Any]]] = {
+def bench_replay(repeats: int, step: Step, parameters: int = PARAMETERS) -> dict[str, Any]:
+    """Records into weights beside MeZO's way and one pass over the weights: a row per number of records."""
+    rows, figures, fixed = measure_replay(repeats, step, parameters)
+    return report(repeats, figures, rows=rows, **fixed)
+
+
+BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "link": bench_link,
     "rounds": bench_rounds,
     "join": bench_join,
+    "replay": bench_replay,
 }

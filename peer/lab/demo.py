@@ -133,7 +133,7 @@ class DemoResult:
         ]
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
     """Remove what an earlier demo left in its folder, and nothing that is not a demo's."""
     mark = folder / "made-by-murmurate-demo"
     if folder.exists() and not mark.exists():
@@ -152,7 +152,7 @@ class Demo:
         self.out = out
         self.rounds = rounds
         self._began = time.monotonic()
-        _clear(out / "swarm")
+        clear(out / "swarm")
         table = demo_table(rounds, seed)
         # A fast machine is through before a killed process has started again: all go on until that one is back.
         table["rounds"] = {**table["rounds"], "max": 0}

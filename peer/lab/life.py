@@ -1,5 +1,6 @@
 """One life of one peer under virtual time: a core, a trainer, timers. The shell of the simulator; it decides nothing.
 
+`Life` is what the lives of all exchanges have in common, `ModelsLife` trains, mixes, saves; seeds_life.py has another.
 A job (train, mix, adopt) takes virtual time; it is computed at its end, so a crash in between leaves no trace of it.
 """
 
@@ -13,13 +14,19 @@ from typing import Protocol
 from murmurate.peer.protocol.core import Peer
 from murmurate.peer.protocol.events import (
     Adopt,
+    Audit,
+    Audited,
     Body,
     Effect,
     Envelope,
     Event,
     Fact,
+    Fold,
+    Folded,
     Goodbye,
+    Heartbeat,
     Interrupt,
+    Keep,
     Leave,
     LeaveRequested,
     LinkDown,
@@ -29,9 +36,13 @@ from murmurate.peer.protocol.events import (
     PeerId,
     Received,
     Report,
+    Restored,
+    Ruled,
     Save,
     Send,
     SetTimer,
+    Sign,
+    Signed,
     Started,
     Timer,
     TimerFired,
@@ -63,18 +74,39 @@ KINDS: dict[type[Event] | type[Effect], int] = {
     Interrupt: 14,
     Leave: 15,
     Report: 16,
+    Restored: 17,
+    Signed: 18,
+    Folded: 19,
+    Audited: 20,
+    Ruled: 21,
+    Sign: 22,
+    Keep: 23,
+    Fold: 24,
+    Audit: 25,
 }
 """How events and effects are told apart in the trace."""
 
 
 class World(Protocol):
-    """What a life asks of its surroundings."""
+    """What every life asks of its surroundings."""
 
     def send(self, life: Life, other: Life, body: Body) -> None: ...
-    def save(self, life: Life) -> None: ...
     def left(self, life: Life) -> None: ...
-    def sent(self, life: Life, round: int, payload: bytes) -> None: ...
     def reported(self, life: Life, fact: Fact) -> None: ...
+
+
+class ModelsWorld(World, Protocol):
+    """What a life that exchanges models asks beside that."""
+
+    def save(self, life: ModelsLife) -> None: ...
+    def sent(self, life: Life, round: int, payload: bytes) -> None: ...
+
+
+class Judge(Protocol):
+    """Who watches a life; see referee.py."""
+
+    def asked(self, effect: Effect) -> None: ...
+    def answered(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,45 +117,45 @@ class Pace:
     mix_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What a life is made of."""
+
+    index: int
+    name: PeerId
+    incarnation: int
+    core: Peer
+    pace: Pace
+    schedule: Schedule
+    trace: Trace
+    random: Random
+
+
 class Life:
     """From a start to a crash or a leave."""
 
-    def __init__(
-        self,
-        index: int,
-        name: PeerId,
-        incarnation: int,
-        core: Peer,
-        trainer: Trainer,
-        referee: Referee,
-        pace: Pace,
-        world: World,
-        schedule: Schedule,
-        trace: Trace,
-        random: Random,
-    ) -> None:
-        self.index = index
-        self.name = name
-        self.incarnation = incarnation
-        self.core = core
-        self.trainer = trainer
+    def __init__(self, stage: Stage, judge: Judge, world: World) -> None:
+        self.index = stage.index
+        self.name = stage.name
+        self.incarnation = stage.incarnation
+        self.core = stage.core
         self.up = True
         self.left = False
         self.links: dict[PeerId, Life] = {}  # open ones, as far as this end knows
-        self._referee = referee
-        self._pace = pace
+        self._judge = judge
+        self._pace = stage.pace
         self._world = world
-        self._schedule = schedule
-        self._trace = trace
-        self._random = random
+        self._schedule = stage.schedule
+        self._trace = stage.trace
+        self._random = stage.random
         # No two machines' monotonic clocks agree; a core that compared them would show here.
-        self._clock_s = random.uniform(0, 1e5)
+        self._clock_s = stage.random.uniform(0, 1e5)
         self._timers: dict[str, int] = {}
         self._timer = 0
         self._job = 0
         self._training: int | None = None
         self._body: Body = Goodbye()
-        self._received = Received(Envelope(name, incarnation, self._body))
+        self._received = Received(Envelope(self.name, self.incarnation, self._body))
 
     # Events in ----------------------------------------------------------------------------------------
 
@@ -137,25 +169,18 @@ class Life:
             if isinstance(effect, Send):
                 other = self.links.get(effect.to)
                 if other is None or self.left:
-                    self._referee.asked(effect)  # links are to neighbours only, so only this one can be wrong
+                    self._judge.asked(effect)  # links are to neighbours only, so only this one can be wrong
                 else:
                     self._world.send(self, other, effect.body)
             else:
-                self._referee.asked(effect)
+                self._judge.asked(effect)
                 self._perform(effect)
-
-    def start(self, round: int) -> None:
-        """The first event."""
-        self._referee.started(round)
-        self.feed(Started(round), round, self.incarnation)
 
     def receive(self, received: Received, sender: int) -> None:
         """An envelope arrives, perhaps too late for this life. `sender`: its number, -1 for a stranger."""
         if self.up:
             body = received.envelope.body
-            self.feed(received, sender, -1 if isinstance(body, Goodbye) else body.turn.round)
-            if isinstance(body, Update):
-                self._referee.received(received.envelope.sender)
+            self.feed(received, sender, body.turn.round if isinstance(body, Update | Heartbeat) else -1)
 
     def received(self, body: Body) -> Received:
         """A body of ours as its receivers see it: one object for all of them."""
@@ -177,18 +202,21 @@ class Life:
             case Train(round):
                 self._training = round
                 self._begin(self._pace.train_s, self._train, round)
-            case Mix() | Adopt():
-                self._begin(self._pace.mix_s, self._mix, effect)
             case Interrupt():
                 if self._training is not None:
                     self._begin(self._pace.train_s / 20, self._interrupted, self._training)
-            case Save():
-                self._world.save(self)
             case Leave():
                 self.up, self.left = False, True
                 self._world.left(self)
-            case Send():
-                pass  # see `feed`
+            case _:
+                self._do(effect)
+
+    def _do(self, effect: Effect) -> None:
+        """What only this exchange asks for."""
+        raise NotImplementedError
+
+    def _train(self, round: int) -> Trained:
+        raise NotImplementedError
 
     def _begin(self, duration_s: float, job: Callable[..., Event], argument: object) -> None:
         self._job += 1  # an interrupted job is simply never finished
@@ -197,8 +225,46 @@ class Life:
     def _finish(self, job: Callable[..., Event], argument: object, number: int) -> None:
         if self.up and number == self._job:
             event = job(argument)
-            self._referee.answered()
+            self._judge.answered()
             self.feed(event, number)
+
+    def _interrupted(self, round: int) -> Trained:
+        self._training = None
+        return Trained(round, b"", complete=False)
+
+    def _on_timer(self, timer: Timer, number: int) -> None:
+        if self.up and self._timers.get(timer.kind) == number:
+            self.feed(TimerFired(timer), timer.turn.round, timer.turn.hop)
+
+
+class ModelsLife(Life):
+    """A life that exchanges models."""
+
+    def __init__(self, stage: Stage, trainer: Trainer, referee: Referee, world: ModelsWorld) -> None:
+        super().__init__(stage, referee, world)
+        self.trainer = trainer
+        self._referee = referee
+        self._home = world
+
+    def start(self, round: int) -> None:
+        """The first event."""
+        self._referee.started(round)
+        self.feed(Started(round), round, self.incarnation)
+
+    def receive(self, received: Received, sender: int) -> None:
+        was_up = self.up
+        super().receive(received, sender)
+        if was_up and isinstance(received.envelope.body, Update):
+            self._referee.received(received.envelope.sender)
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case Mix() | Adopt():
+                self._begin(self._pace.mix_s, self._mix, effect)
+            case Save():
+                self._home.save(self)
+            case _:
+                raise AssertionError(f"{effect} is of another exchange")
 
     def _train(self, round: int) -> Trained:
         self._training = None
@@ -206,12 +272,8 @@ class Life:
         trained = self.trainer.train(round)
         payload = Parcel.of(trained.payload, self.name, self.incarnation, Turn(round))
         self._trace.bytes.extend(payload)  # so that the digest also tells whether the arithmetic repeated
-        self._world.sent(self, round, payload)
+        self._home.sent(self, round, payload)
         return Trained(round, payload, trained.complete)
-
-    def _interrupted(self, round: int) -> Trained:
-        self._training = None
-        return Trained(round, b"", complete=False)
 
     def _mix(self, effect: Mix | Adopt) -> Mixed:
         if isinstance(effect, Adopt):
@@ -221,7 +283,3 @@ class Life:
             return mixed
         turn = Turn(effect.turn.round, effect.turn.hop + 1)
         return Mixed(mixed.turn, Parcel.of(mixed.payload, self.name, self.incarnation, turn), mixed.malformed)
-
-    def _on_timer(self, timer: Timer, number: int) -> None:
-        if self.up and self._timers.get(timer.kind) == number:
-            self.feed(TimerFired(timer), timer.turn.round, timer.turn.hop)

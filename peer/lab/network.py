@@ -10,8 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from random import Random
+from typing import Protocol
 
-from murmurate.peer.protocol.events import Body, Envelope, LinkDown, LinkUp, PeerId, Received, Turn, Update
+from murmurate.peer.protocol.events import (
+    Body,
+    Envelope,
+    Goodbye,
+    Heartbeat,
+    LinkDown,
+    LinkUp,
+    PeerId,
+    Received,
+    Turn,
+    Update,
+)
 
 from .life import Life
 from .referee import Parcel
@@ -21,11 +33,48 @@ from .weather import Weather
 STRANGER = PeerId("stranger")
 
 
+class Mischief(Protocol):
+    """What else than the truth can arrive, in one exchange."""
+
+    def garbage(self, life: Life, body: Body, random: Random, /) -> Body | None:
+        """What a bad link makes of a body; None: it never harms such ones."""
+        ...
+
+    def stranger(self, life: Life, name: PeerId, incarnation: int, random: Random, /) -> Body:
+        """What somebody who is no neighbour of `life` tells it, under this name."""
+        ...
+
+
+class Parcels:
+    """Mischief with models."""
+
+    def __init__(self, payload_bytes: int) -> None:
+        # What cannot be a model: too short, or right in length and not a number in any float format.
+        self._garbage = (b"short", b"\xff" * payload_bytes)
+
+    def garbage(self, life: Life, body: Body, random: Random) -> Body | None:
+        """A payload that is no model."""
+        if not isinstance(body, Update):
+            return None
+        return Update(body.turn, Parcel.of(random.choice(self._garbage), life.name, life.incarnation, body.turn))
+
+    def stranger(self, life: Life, name: PeerId, incarnation: int, random: Random) -> Body:
+        """A model of zeros, which looks like any other."""
+        turn = life.core.rounds.turn
+        turn = Turn(max(1, turn.round + random.randrange(-1, 3)))
+        return Update(turn, Parcel.of(bytes(len(self._garbage[1])), name, incarnation, turn))
+
+
 class Network:
     """Everything between the peers."""
 
     def __init__(
-        self, graph: Sequence[Sequence[int]], weather: Weather, schedule: Schedule, random: Random, payload_bytes: int
+        self,
+        graph: Sequence[Sequence[int]],
+        weather: Weather,
+        schedule: Schedule,
+        random: Random,
+        mischief: Mischief,
     ) -> None:
         """`graph`: the neighbours of each peer."""
         self.weather = weather
@@ -36,8 +85,7 @@ class Network:
         self._random = random
         self._side: list[int] | None = None  # during a partition: where each peer is
         self._whole_since = 0.0
-        # What cannot be a model: too short, or right in length and not a number in any float format.
-        self._garbage = (b"short", b"\xff" * payload_bytes)
+        self._mischief = mischief
         schedule.after(self._mean(weather.stranger_s), self._stranger)
         if weather.partition_s:
             schedule.after(self._mean(weather.whole_s), self._partition)
@@ -69,9 +117,10 @@ class Network:
         if self._side is not None and self._parted(life, other):
             return
         received = life.received(body)
-        if weather.garbage and isinstance(body, Update) and random.random() < weather.garbage:
-            parcel = Parcel.of(random.choice(self._garbage), life.name, life.incarnation, body.turn)
-            received = Received(Envelope(life.name, life.incarnation, Update(body.turn, parcel)))
+        if weather.garbage and not isinstance(body, Heartbeat | Goodbye) and random.random() < weather.garbage:
+            garbage = self._mischief.garbage(life, body, random)
+            if garbage is not None:
+                received = Received(Envelope(life.name, life.incarnation, garbage))
         delay_s = weather.latency_s - weather.jitter_s * math.log(1.0 - random.random())
         self._schedule.after(delay_s, other.receive, received, life.index)
         if weather.duplication and random.random() < weather.duplication:
@@ -93,11 +142,8 @@ class Network:
             near = index == life.index or index in self._graph[life.index]
             known = other is not None and not near and self._random.random() < 0.5
             name, incarnation = (other.name, other.incarnation) if other is not None and known else (STRANGER, 1)
-            turn = life.core.rounds.turn
-            turn = Turn(max(1, turn.round + self._random.randrange(-1, 3)))
-            parcel = Parcel.of(bytes(len(self._garbage[1])), name, incarnation, turn)  # zeros: a model like any other
-            received = Received(Envelope(name, incarnation, Update(turn, parcel)))
-            life.receive(received, index if known else -1)
+            body = self._mischief.stranger(life, name, incarnation, self._random)
+            life.receive(Received(Envelope(name, incarnation, body)), index if known else -1)
         self._schedule.after(self._mean(self.weather.stranger_s), self._stranger)
 
     # Links --------------------------------------------------------------------------------------------
@@ -160,6 +206,14 @@ class Network:
             self._schedule.after(self._mean(self.weather.break_s), self._break)
 
     # Partitions ---------------------------------------------------------------------------------------
+
+    def halve(self) -> None:
+        """The first half of the peers hears nothing of the second, until `heal`."""
+        self._side = [2 * i // len(self.lives) for i in range(len(self.lives))]
+
+    def heal(self) -> None:
+        """Everybody can hear everybody."""
+        self._side = None
 
     def _partition(self) -> None:
         if not self.weather.partition_s:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from murmurate.peer.protocol.core import Peer
 from murmurate.peer.protocol.events import Adopt, Effect, Leave, Mix, PeerId, Save, Send, Train, Turn
 from murmurate.peer.protocol.inbox import SLOTS_MAX
-from murmurate.peer.protocol.rounds import Phase
+from murmurate.peer.protocol.rounds import Phase, Rounds
 
 # A broken invariant tends to break on every round; the first few tell the story.
 VIOLATIONS_MAX = 100
@@ -59,7 +59,9 @@ class Referee:
 
     def received(self, sender: PeerId) -> None:
         """After an envelope of `sender` was handled: its inbox is bounded."""
-        if (kept := self._core.rounds.kept(sender)) > SLOTS_MAX:
+        rounds = self._core.rounds
+        assert isinstance(rounds, Rounds)
+        if (kept := rounds.kept(sender)) > SLOTS_MAX:
             self._object(f"keeps {kept} payloads of {sender}")
 
     def asked(self, effect: Effect) -> None:

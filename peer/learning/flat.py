@@ -1,4 +1,4 @@
-"""A module whose trainable parameters are views of one vector, and their gradients views of another.
+"""A module whose trainable parameters are views of one vector, and their gradients, if any, views of another.
 
 Packing, mixing, zeroing gradients and the SAM ascent are then single vector operations, and no parameter is ever copied
 to cross a seam. Rules
@@ -22,10 +22,11 @@ Schema = tuple[tuple[str, tuple[int, ...], str], ...]
 class FlatModel:
     """`module` re-seated on `flat_D`; gradients gather in `grad_D`. Tied parameters appear once.
 
+    Without `gradients` nothing is allocated for them, and `grad_D` is empty: who only looks at losses needs none.
     Raises ConfigError when nothing is trainable or the parameters do not share one floating dtype and device.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, gradients: bool = True) -> None:
         named = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
         if not named:
             raise ConfigError("the task's model has no trainable parameter")
@@ -41,12 +42,13 @@ class FlatModel:
             (name, tuple(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in named
         )
         self.flat_D = torch.cat([value.detach().reshape(-1) for value in self.parameters])
-        self.grad_D = torch.zeros_like(self.flat_D)
-        for value, weights, gradient in zip(
-            self.parameters, self._split(self.flat_D), self._split(self.grad_D), strict=True
-        ):
+        for value, weights in zip(self.parameters, self._split(self.flat_D), strict=True):
             value.data = weights
-            value.grad = gradient
+        _leave_file(module, self.flat_D.nbytes)
+        self.grad_D = torch.zeros_like(self.flat_D) if gradients else self.flat_D.new_empty(0)
+        if gradients:
+            for value, gradient in zip(self.parameters, self._split(self.grad_D), strict=True):
+                value.grad = gradient
 
     def named(self, vector_D: Tensor) -> dict[str, Tensor]:
         """Views of the parts of any vector laid out like `flat_D`, by parameter name."""
@@ -60,3 +62,14 @@ class FlatModel:
 def is_finite(vector: Tensor) -> bool:
     """Whether no entry is NaN or infinite: one pass and no temporary, unlike `isfinite().all()`."""
     return bool(torch.linalg.vector_norm(vector, ord=torch.inf).isfinite())
+
+
+def _leave_file(module: nn.Module, trained_bytes: int) -> None:
+    """Copy the few tensors that are not trained: a view of the weights' file keeps the whole file in memory.
+
+    When most of the model is frozen, the file's pages are the cheaper place for it.
+    """
+    frozen = [value for value in module.parameters() if not value.requires_grad] + list(module.buffers())
+    if sum(value.nbytes for value in frozen) < trained_bytes:
+        for value in frozen:
+            value.data = value.data.clone()

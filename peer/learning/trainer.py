@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,14 @@ from murmurate.peer.protocol.seams import Write
 
 from . import snapshot
 from .attacks import distort
+from .evaluation import evaluate, is_due
 from .flat import FlatModel, Schema, is_finite
 from .local_steps import make_step
 from .mixing import Mixer, make_mixer
 from .optimizers import make_optimizer, use_hyperparameters
-from .randomness import derive
+from .order import Batches
+from .randomness import seed_torch
+from .replica import base_of
 
 # Batches of our own data on which a joiner judges the models it is offered. (a guess)
 TRIAL_BATCHES = 8
@@ -60,7 +63,8 @@ class TorchTrainer:
     schema: Schema
     """Names, shapes and dtypes of what is exchanged, in the order of the payload; part of the manifest."""
     base: str
-    """Where the first weights came from: `sha256:...` of task.weights, or `seed:N`; part of the manifest."""
+    """Where the first weights came from: `sha256:...` (of task.weights, or of what a task with `common` loads) or
+    `seed:N`; part of the manifest."""
     payload_bytes: int
     """The exact length of every payload."""
 
@@ -70,6 +74,8 @@ class TorchTrainer:
         module = task.model()
         if config.task.weights:
             self.base = snapshot.load_weights(Path(config.task.weights), module)
+        elif (common := getattr(task, "common", None)) is not None:
+            self.base = base_of(module, common)
         else:
             self.base = f"seed:{config.swarm.seed}"
         self._model = FlatModel(module.to(config.runtime.device))
@@ -77,7 +83,7 @@ class TorchTrainer:
         self._exchange = make_exchange(config.exchange, self._model.flat_D.numel())
         self.payload_bytes = self._exchange.payload_bytes
         self._theirs_KD = self._model.flat_D.new_empty(0, self._model.flat_D.numel())
-        self._batches = _Batches(config, task.train_size)
+        self._batches = Batches(config, task.train_size)
         self._reset_optimizer()
         self._interrupted = threading.Event()
         self._complete = 0  # the last complete round
@@ -91,14 +97,14 @@ class TorchTrainer:
         if round != self._round:
             self._round, self._steps, self._loss_sum = round, 0, 0.0
         steps, before = self._config.local.steps, self._steps
-        seed, seed_torch = self._batches.seed("dropout", round), self._seed_torch
+        seed, device = self._batches.seed("dropout", round), self._model.flat_D.device
         step, batch_of, interrupted = self._step, self._task.batch, self._interrupted.is_set
         losses: list[Tensor] = []
         began = time.perf_counter()
         for indices_B in self._batches.of((round - 1) * steps + before, round * steps):
             if interrupted():
                 break
-            seed_torch(seed + self._steps)
+            seed_torch(seed + self._steps, device)
             losses.append(step(batch_of(indices_B)))
             self._steps += 1
         self._interrupted.clear()
@@ -181,14 +187,8 @@ class TorchTrainer:
     def _finish(self, round: int) -> None:
         """The round is complete: evaluate if it is due."""
         self._complete = round
-        rounds = self._config.rounds
-        if rounds.eval_every and (round % rounds.eval_every == 0 or round == rounds.max):
-            module = self._model.module.eval()
-            with torch.no_grad():
-                found = self._task.evaluate(module)
-            module.train()
-            # float(): a task's tensor or numpy number fails here, as the task's fault, and not in a log.
-            self._note(**{"test_loss" if name == "loss" else name: float(value) for name, value in found.items()})
+        if is_due(self._config.rounds, round):
+            self._note(**evaluate(self._task, self._model.module))
 
     # State --------------------------------------------------------------------------------------------
 
@@ -258,13 +258,6 @@ class TorchTrainer:
         self._optimizer = make_optimizer(self._config.local, self._model)
         self._step = make_step(self._config.local, self._task, self._model, self._optimizer)
 
-    def _seed_torch(self, seed: int) -> None:
-        # torch.manual_seed looks for every backend, which costs more than half a small step (measured: 200 us).
-        if self._model.flat_D.is_cpu:
-            torch.default_generator.manual_seed(seed)
-        else:
-            torch.manual_seed(seed)
-
     def _check(self) -> None:
         if not (math.isfinite(self._loss_sum) and is_finite(self._model.flat_D)):
             raise LocalError(
@@ -272,39 +265,3 @@ class TorchTrainer:
                 f"{self._config.local.lr:g}) and start this peer again: it goes on from its last snapshot. (Under "
                 "mixing.rule = 'mean' a neighbour that sends huge values does this too; 'nna' bears it.)"
             )
-
-
-class _Batches:
-    """The order of the data: passes over the shard, each a permutation drawn from (swarm.seed, peer, pass).
-
-    What is left of a pass after its last whole batch sits out; a shard smaller than a batch is the batch.
-    """
-
-    def __init__(self, config: Config, train_size: int) -> None:
-        self.size = min(config.local.batch_size, train_size)
-        self._train_size = train_size
-        self._key = (config.swarm.seed, config.index)
-        self._device = config.runtime.device
-        self._generator = torch.Generator()
-        self._kept: tuple[object, tuple[Tensor, ...]] = (None, ())
-
-    def seed(self, purpose: str, *numbers: int) -> int:
-        """A seed of this peer's own."""
-        return derive(*self._key, purpose, *numbers)
-
-    def of(self, first: int, last: int, number: int = -1) -> Iterator[Tensor]:
-        """Indices [B] of the steps first, ..., last - 1 of all this peer ever takes; `number` names another order."""
-        per_pass = self._train_size // self.size
-        while first < last:
-            which, position = divmod(first, per_pass)
-            batches = self._pass(number, which)[position : position + last - first]
-            yield from batches
-            first += len(batches)
-
-    def _pass(self, number: int, which: int) -> tuple[Tensor, ...]:
-        if self._kept[0] != (number, which):
-            self._generator.manual_seed(self.seed("order", number, which))
-            order = torch.randperm(self._train_size, generator=self._generator).to(self._device)
-            whole = self._train_size // self.size * self.size
-            self._kept = ((number, which), order[:whole].view(-1, self.size).unbind())
-        return self._kept[1]

@@ -1,10 +1,12 @@
-"""One peer's protocol, composed: who is live, and the rounds.
+"""One peer's protocol, composed: who is live, and the rounds of its exchange.
 
 **Every call of `handle` must be followed by performing all returned effects, in order, before the next call.**
 
 The caller's duties
-1. Feed `Started` first, then whatever happens, with `now` from one monotonic clock (seconds; never a wall clock).
-2. Answer every `Train` with one `Trained`, every `Mix` or `Adopt` with one `Mixed`; never feed from inside an effect.
+1. Feed `Started` first (with `seeds`, `Restored` before it), then whatever happens, with `now` from one monotonic clock
+   (seconds; never a wall clock).
+2. Answer every `Train` with one `Trained`, every `Mix` or `Adopt` with one `Mixed`, every `Sign` with one `Signed`,
+   every `Fold` with one `Folded`, every `Audit` with one `Audited`; never feed from inside an effect.
 3. `Send` is best effort: no answer, no error. Drop what cannot be delivered.
 4. Perform `Save` before a `Train` that follows it: the snapshot must not contain half of the next round.
 5. After `Leave`, stop feeding.
@@ -12,31 +14,89 @@ The caller's duties
 
 from __future__ import annotations
 
-from .events import Effect, Event, PeerId, PeerState, Send
+from dataclasses import dataclass
+from typing import Protocol
+
+from .events import Effect, Event, PeerId, PeerState, Send, Turn
+from .feeds import Feeds, Rules
 from .membership import Heartbeats, Membership
 from .neighbourhood import Neighbourhood
+from .probing import Probing
+from .records import Origin
 from .rounds import Pacing, Phase, Rounds
+from .rumors import Rumors
+from .seams import Verify
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seeds:
+    """What the `seeds` exchange needs to know."""
+
+    me: PeerId
+    origin: Origin
+    """Ours."""
+    rules: Rules
+    verify: Verify
+    shared: bool
+    """Whether all peers probe the same directions in a round, and wait for each other's votes."""
+    gossip_s: float
+
+
+class Pace(Protocol):
+    """The rounds of one peer, in either exchange."""
+
+    phase: Phase
+    turn: Turn
+    complete: int
+
+    def handle(self, event: Event, now: float) -> list[Effect]:
+        """See Peer.handle."""
+        ...
+
+    def round_of(self, peer: PeerId) -> int:
+        """The newest round we know `peer` to be in."""
+        ...
 
 
 class Peer:
     """The whole protocol of one peer."""
 
-    def __init__(self, neighbourhood: Neighbourhood, pacing: Pacing, heartbeat_s: float, timeout_s: float) -> None:
-        self.membership: Membership = Heartbeats(
-            neighbourhood.links, heartbeat_s, timeout_s, where=lambda: self.rounds.turn
+    def __init__(
+        self,
+        neighbourhood: Neighbourhood,
+        pacing: Pacing,
+        heartbeat_s: float,
+        timeout_s: float,
+        seeds: Seeds | None = None,
+    ) -> None:
+        """Without `seeds`, models are exchanged."""
+        links = neighbourhood.links
+        self.membership: Membership = Heartbeats(links, heartbeat_s, timeout_s, where=lambda: self.rounds.turn)
+        self.feeds: Feeds | None = None
+        self._rumors: Rumors | None = None
+        if seeds is None:
+            self.rounds: Pace = Rounds(neighbourhood, pacing, self.membership.alive)
+            return
+        self.feeds = Feeds(seeds.rules, seeds.verify)
+        self._rumors = Rumors(self.feeds, links, self.membership.alive, seeds.gossip_s)
+        self.rounds = Probing(
+            seeds.me, seeds.origin, seeds.shared, links, pacing, self.membership.state, self.feeds, self._rumors
         )
-        self.rounds = Rounds(neighbourhood, pacing, self.membership.alive)
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at time `now` (seconds), return what is to be done, in order."""
         if self.phase is Phase.LEFT:
             return []
         effects = self.membership.handle(event, now)  # first: the rounds ask who is alive
-        asked = self.rounds.handle(event, now)
+        asked = self.rounds.handle(event, now) if self._rumors is None else self._gossip(self._rumors, event, now)
         for effect in asked:
             if isinstance(effect, Send):
                 self.membership.told(effect.to, now)
         return effects + asked
+
+    def _gossip(self, rumors: Rumors, event: Event, now: float) -> list[Effect]:
+        spread = rumors.handle(event, now)  # first: the rounds ask what has come
+        return spread + self.rounds.handle(event, now)
 
     @property
     def phase(self) -> Phase:

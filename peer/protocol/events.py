@@ -10,7 +10,7 @@ Rules
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, NamedTuple, NewType
 
@@ -70,7 +70,7 @@ class Rumor:
 
 @dataclass(frozen=True, slots=True)
 class Have:
-    """A short sign of what the sender holds: equal digests are equal sets of records.
+    """A short sign of what the sender holds: equal digests (they may be cut short) are equal sets of records.
 
     `weights` is the digest of its weights for exactly this set, where it knows one: sets that are equal with weights
     that are not mean that one of us computes wrongly.
@@ -82,9 +82,13 @@ class Have:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """What the sender holds, feed by feed; the answer is a `Rumor` of what it lacks."""
+    """What the sender holds, feed by feed; the answer is a `Rumor` of what it lacks.
+
+    Not `whole`: only these feeds are asked about, and one may come with several counts: its fork is searched.
+    """
 
     feeds: tuple[FeedState, ...]
+    whole: bool = True
 
 
 Body = Update | Heartbeat | Goodbye | Rumor | Have | Vector
@@ -360,12 +364,15 @@ class Keep:
 class Fold:
     """Let the weights contain `batches`, and no record of `closed` from its sequence number on; answer `Folded`.
 
-    Over all folds, each batch comes once, in the order of its feed, our own among them.
+    Over all folds, each batch but births comes once, in the order of its feed, our own among them. What is closed once
+    stays so in all later folds, and can only be closed earlier; only news is told. `names`: whose lives the origins of
+    the batches are, which their births say.
     """
 
     round: int
     batches: tuple[Batch, ...]
     closed: tuple[tuple[Origin, int], ...]
+    names: tuple[tuple[Origin, PeerId], ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

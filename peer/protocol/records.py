@@ -7,7 +7,7 @@ stands for. Records travel in batches, all batches of one origin are its feed, a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, NewType
+from typing import NewType
 
 Origin = NewType("Origin", bytes)
 """Who made a record: an Ed25519 public key (32 bytes), made once per state folder, so a wiped folder is another one."""
@@ -50,9 +50,15 @@ class Retraction:
 Ruling = Fork | Retraction
 
 
-class FeedState(NamedTuple):
+HEAD_BYTES = 16
+"""Of SHA-256: an origin that wants to hide a fork of its feed needs two batches of one hash, so 2^64 trials."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedState:
     """How much of one feed the sender holds."""
 
     origin: Origin
     count: int  # its batches 0, ..., count - 1
-    head: bytes  # the first 8 bytes of a hash over them: feeds of one length differ only after a fork
+    head: bytes  # the first HEAD_BYTES of a running hash over them, b"" for none: one length, two hashes is a fork
+    closed: int | None = None  # the first sequence number that is void; None: none is

@@ -83,13 +83,16 @@ class Pacing:
 
 
 class Phase(StrEnum):
-    """What a peer is doing."""
+    """What a peer is doing; each exchange has some of these."""
 
     JOINING = "joining"
     ADOPTING = "adopting"
     TRAINING = "training"
+    SIGNING = "signing"
     WAITING = "waiting"
     MIXING = "mixing"
+    FOLDING = "folding"
+    IDLE = "idle"
     LEFT = "left"
 
 
@@ -150,6 +153,8 @@ class Rounds:
                 if self.phase is Phase.TRAINING:
                     return [Interrupt()]
                 return [] if self.phase in (Phase.MIXING, Phase.ADOPTING) else self._leave()
+            case _:
+                return []  # of the other exchange
 
     # Envelopes ----------------------------------------------------------------------------------------
 
@@ -168,7 +173,7 @@ class Rounds:
                 neighbour.turn = max(neighbour.turn, turn)
                 if self.phase is Phase.WAITING:
                     return []  # a heartbeat alone never ends a wait
-            case Goodbye():
+            case _:
                 pass
         return self._go_on(now)
 
@@ -197,6 +202,8 @@ class Rounds:
                 return self._go_on(now)  # the beat may have declared somebody dead
             case "join" | "settle":
                 return self._on_patience_over(timer.kind)
+            case "gossip":
+                return []
 
     # Joining ------------------------------------------------------------------------------------------
 

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Protocol
 
 from .events import Adopt, Audit, Audited, Fold, Folded, Mix, Mixed, Trained
-from .records import Origin
+from .records import Batch, Origin, Retraction
 
 Write = Callable[[Path], object]
 """Writes an already copied state to a file; may run in another thread, later."""
+
+Verify = Callable[[Batch | Retraction], bool]
+"""Whether its origin signed the batch, or its authority the retraction. Pure, and never raises."""
 
 
 class Trainer(Protocol):
@@ -67,6 +70,10 @@ class Replica(Protocol):
     @property
     def payload_bytes(self) -> int:
         """The exact number of codes in every batch but the first of a feed."""
+        ...
+
+    def begin(self, swarm_id: bytes, origin: Origin) -> None:
+        """Once, before everything else: the swarm's own directions, and ours."""
         ...
 
     def train(self, round: int) -> Trained:

@@ -1,4 +1,4 @@
-"""The local control service: what `murmurate status | peers | leave | export | config` talk to.
+"""The local control service: what `murmurate status | peers | leave | export | retract | config` talk to.
 
 It listens on a Unix socket in the peer's folder, which only this user may open; there is no remote control.
 """
@@ -18,14 +18,18 @@ from urllib.parse import quote
 
 import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from murmurate.peer.errors import LocalError, MurmurateError
 from murmurate.peer.protocol.events import PeerId
 from murmurate.peer.toml import to_toml
 from murmurate.proto import control_pb2
 
+from .cuts import cut_text
+
 if TYPE_CHECKING:
     from .daemon import Daemon
+    from .seeds import Seeds
 
 SERVICE = "murmurate.Control"
 # sun_path has 108 bytes on Linux and 104 on macOS, the final zero included.
@@ -40,6 +44,7 @@ MESSAGES: dict[str, tuple[Any, Any]] = {
     "Leave": (control_pb2.LeaveRequest, control_pb2.LeaveReply),
     "Export": (control_pb2.ExportRequest, control_pb2.ExportReply),
     "Config": (control_pb2.ConfigRequest, control_pb2.ConfigReply),
+    "Retract": (control_pb2.RetractRequest, control_pb2.RetractReply),
 }
 
 
@@ -82,7 +87,13 @@ class ControlServer:
             if path.parent != folder.resolve():
                 _make_private(path.parent)
             path.unlink(missing_ok=True)  # the folder's lock is ours, so this is a dead daemon's
-            handlers = {"Status": self._status, "Leave": self._leave, "Export": self._export, "Config": self._config}
+            handlers: dict[str, Callable[[Any, Any], Awaitable[Any]]] = {
+                "Status": self._status,
+                "Leave": self._leave,
+                "Export": self._export,
+                "Config": self._config,
+                "Retract": self._retract,
+            }
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, _unary(handlers)),))
             before = os.umask(0o177)
             try:
@@ -117,6 +128,8 @@ class ControlServer:
             listen=daemon.config.listen,
             metrics=daemon.metrics.address,
             peers=[self._peer(peer) for peer in daemon.neighbourhood.links],
+            exchange=daemon.config.exchange.name,
+            records=None if daemon.seeds is None else _records(daemon.seeds),
         )
 
     def _peer(self, peer: PeerId) -> control_pb2.PeerStatus:
@@ -144,13 +157,43 @@ class ControlServer:
 
     async def _export(self, request: control_pb2.ExportRequest, context: Any) -> control_pb2.ExportReply:
         try:
-            round = await self._daemon.export(Path(request.path))
+            exported = await self._daemon.export(Path(request.path), request.cut)
         except MurmurateError as error:
             return await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        return control_pb2.ExportReply(path=request.path, round=round)
+        return control_pb2.ExportReply(path=request.path, round=exported.round, cut=exported.cut)
+
+    async def _retract(self, request: control_pb2.RetractRequest, context: Any) -> control_pb2.RetractReply:
+        try:
+            feed, from_seq = await self._daemon.retract(request.peer, request.from_seq)
+        except MurmurateError as error:
+            return await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        return control_pb2.RetractReply(peer=feed.name, origin=feed.origin.hex(), from_seq=from_seq)
 
     async def _config(self, _request: Any, _context: Any) -> control_pb2.ConfigReply:
         return control_pb2.ConfigReply(toml=to_toml(self._daemon.config))
+
+
+def _records(seeds: Seeds) -> control_pb2.Records:
+    feeds = seeds.feeds
+    return control_pb2.Records(
+        records=feeds.records,
+        set=feeds.digest.hex(),
+        weights=feeds.weights.hex(),
+        cut=cut_text(feeds, feeds.cut()),
+        key=seeds.identity.origin.hex(),
+        origins=[
+            control_pb2.OriginStatus(
+                peer=feed.name,
+                origin=feed.origin.hex(),
+                batches=feed.count,
+                records=feeds.counting(feed),
+                round=feed.round,
+                closed=feed.closed is not None,
+                closed_at=feed.closed or 0,
+            )
+            for feed in sorted(feeds, key=lambda feed: (feed.name, feed.origin))
+        ],
+    )
 
 
 def _unary(handlers: Mapping[str, Callable[[Any, Any], Awaitable[Any]]]) -> dict[str, Any]:
@@ -177,9 +220,13 @@ class ControlClient:
         """Ask the daemon to leave."""
         self._call("Leave")
 
-    def export(self, path: Path) -> dict[str, Any]:
-        """Have the daemon write its model to `path`; returns the path and the round."""
-        return plain(self._call("Export", EXPORT_S_MAX, path=str(path.resolve())))
+    def export(self, path: Path, cut: str = "") -> dict[str, Any]:
+        """Have the daemon write its model to `path`, as it is or at a cut; returns path, round and cut."""
+        return plain(self._call("Export", EXPORT_S_MAX, path=str(path.resolve()), cut=cut))
+
+    def retract(self, peer: str, from_seq: int) -> dict[str, Any]:
+        """Have the daemon void the records of `peer` from a sequence number on; returns peer, origin and from_seq."""
+        return plain(self._call("Retract", peer=peer, from_seq=from_seq))
 
     def config(self) -> str:
         """The daemon's effective configuration, as TOML."""
@@ -224,6 +271,8 @@ def plain(message: Any) -> dict[str, Any]:
         value = getattr(message, field.name)
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             values[field.name] = {key: finite(item) for key, item in value.items()}
+        elif isinstance(value, Message):
+            values[field.name] = plain(value) if message.HasField(field.name) else None
         elif field.message_type is not None:
             values[field.name] = [plain(item) for item in value]
         else:

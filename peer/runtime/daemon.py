@@ -13,21 +13,21 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import aio as grpc_health  # pyright: ignore[reportAttributeAccessIssue]: its public name
 
-from murmurate.peer.build import build_core, build_neighbourhood
+from murmurate.peer.build import build_neighbourhood
 from murmurate.peer.config import Config, split_address
 from murmurate.peer.errors import ConfigError, LocalError, MurmurateError
 from murmurate.peer.manifest import Manifest
 from murmurate.peer.protocol.events import (
-    Adopt,
+    Diverged,
     Dropped,
     Effect,
     Event,
@@ -36,12 +36,10 @@ from murmurate.peer.protocol.events import (
     Joined,
     Leave,
     LeaveRequested,
-    Mix,
     PeerChanged,
     PeerId,
     Report,
     RoundDone,
-    Save,
     Send,
     SetTimer,
     Skipped,
@@ -49,32 +47,52 @@ from murmurate.peer.protocol.events import (
     TimerFired,
     Train,
     Verdict,
+    Voided,
 )
-from murmurate.peer.protocol.rounds import Phase
-from murmurate.peer.protocol.seams import Trainer, Write
+from murmurate.peer.protocol.feeds import Feed
+from murmurate.peer.protocol.seams import Replica, Trainer
 from murmurate.topology import Topology
 
 from .control import ControlServer, finite
+from .exchange import Exchange, Exported
 from .metrics import Metrics, Row
-from .store import Store, write_whole
+from .models import Models
+from .seeds import Seeds
+from .store import Store
 from .transport import GrpcTransport
 
 T = TypeVar("T")
+
+REASONS = {
+    Verdict.FOREIGN: "foreign payload",
+    Verdict.MALFORMED: "malformed payload",
+    Verdict.FORGED: "forged signature",
+}
+"""What is held against the sender."""
 
 
 class Daemon:
     """One peer: built once, run once."""
 
     def __init__(
-        self, config: Config, trainer: Trainer, manifest: Manifest, topology: Topology, tell: Callable[[Row], None]
+        self,
+        config: Config,
+        trainer: Trainer | Replica,
+        manifest: Manifest,
+        topology: Topology,
+        tell: Callable[[Row], None],
     ) -> None:
+        """`trainer` is a Replica with the `seeds` exchange, else a Trainer. Raises ConfigError or LocalError."""
         check_listen(config)
         self.config = config
         self.manifest = manifest
         self.trainer = trainer
         self.store = Store(config.state_dir, config.name, manifest.swarm_id.hex())
         self.neighbourhood = build_neighbourhood(config, topology)
-        self.core = build_core(config, self.neighbourhood)
+        is_seeds = config.exchange.name == "seeds"
+        self.seeds = Seeds(self, cast(Replica, trainer)) if is_seeds else None
+        self.exchange: Exchange = self.seeds or Models(self, cast(Trainer, trainer))
+        self.core = self.exchange.core
         self.started_at = time.monotonic()
         self.snapshot_round = 0
         self.marks: Counter[PeerId] = Counter()  # how often each peer was refused something
@@ -84,7 +102,6 @@ class Daemon:
         self._disk = ThreadPoolExecutor(1, "disk")
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._early: list[Event] | None = []  # what came before the core was told that we started
-        self._saves = 0  # how many were asked for: an older one is not worth writing any more
         self.leaving = False
         self._error: Exception | None = None
         self._ends_at: asyncio.TimerHandle | None = None
@@ -107,29 +124,23 @@ class Daemon:
         self.store.open()
         try:
             self.metrics = Metrics(
-                self.store.folder, self.config.name, runtime.tensorboard, runtime.prometheus, self._warn
+                self.store.folder, self.config.name, runtime.tensorboard, runtime.prometheus, self.warn
             )
             try:
-                await self._serve(await self._restore(), signals)
+                await self._serve(await self.exchange.restore(), signals)
             finally:
                 self.metrics.close()
         finally:
             self._training.shutdown(wait=False, cancel_futures=True)
             await asyncio.to_thread(self._disk.shutdown)
+            await asyncio.to_thread(self.exchange.close)
             self.store.close()
             if self._ends_at is not None:
                 self._ends_at.cancel()
         if self._error is not None:
             raise self._error
 
-    async def _restore(self) -> int:
-        if not self.store.snapshot.exists():
-            return 0
-        restoring = self._loop.run_in_executor(self._training, self.trainer.restore, self.store.snapshot)
-        self.snapshot_round = await self._outcome("restore", restoring)
-        return self.snapshot_round
-
-    async def _serve(self, round: int, signals: Collection[signal.Signals]) -> None:
+    async def _serve(self, first: Sequence[Event], signals: Collection[signal.Signals]) -> None:
         self.transport = self._make_transport()
         health = grpc_health.HealthServicer()  # says SERVING from the start
         self.transport.extend(lambda server: health_pb2_grpc.add_HealthServicer_to_server(health, server))
@@ -140,9 +151,10 @@ class Daemon:
             for number in signals:
                 self._loop.add_signal_handler(number, self.leave)
             async with asyncio.TaskGroup() as self._tasks:  # its end waits for the last snapshot to be written
+                round = next(event.round for event in first if isinstance(event, Started))
                 self.tell("started", round=round, incarnation=self.store.incarnation, port=self.transport.port)
                 early, self._early = self._early, None
-                for event in (Started(round), *(early or ())):
+                for event in (*first, *(early or ())):
                     self.feed(event)
                 await self._over.wait()
                 await health.enter_graceful_shutdown()
@@ -153,9 +165,6 @@ class Daemon:
             await control.stop()
 
     def _make_transport(self) -> GrpcTransport:
-        exact, cap = self.trainer.payload_bytes, self.config.runtime.payload_bytes_max
-        if exact > cap:
-            raise ConfigError(f"runtime.payload_bytes_max = {cap}: should be at least {exact}, this model's payload")
         return GrpcTransport(
             me=PeerId(self.config.name),
             incarnation=self.store.incarnation,
@@ -164,7 +173,7 @@ class Daemon:
             links=self.neighbourhood.links,
             manifest=self.manifest,
             where=lambda: self.core.rounds.turn,
-            payload_bytes_max=exact,
+            payload_bytes_max=self.exchange.payload_bytes_max,
             deliver=self.feed,
             refused=self._refused,
             random=random.Random(),
@@ -175,12 +184,15 @@ class Daemon:
         """Seconds on the clock that the core is told."""
         return self._loop.time()
 
-    async def export(self, path: Path) -> int:
-        """Write the model to `path`; returns its last complete round. Raises LocalError when it cannot be written."""
-        write = await self._outcome("export", self._loop.run_in_executor(self._training, self.trainer.export))
-        round = self.core.rounds.complete  # now: the copy had to wait its turn behind a training or a mix
-        await self._loop.run_in_executor(self._disk, write_whole, path, write)
-        return round
+    async def export(self, path: Path, cut: str = "") -> Exported:
+        """Write the model to `path`; `cut` as in cuts.py, empty: as it is. Raises LocalError when that cannot be."""
+        return await self.exchange.export(path, cut)
+
+    async def retract(self, who: str, from_seq: int) -> tuple[Feed, int]:
+        """Void records at every peer: see Seeds.retract. Raises LocalError."""
+        if self.seeds is None:
+            raise LocalError("only the seeds exchange has records that could be retracted")
+        return await self.seeds.retract(who, from_seq)
 
     def leave(self) -> None:
         """Begin to leave; asked a second time, end at once."""
@@ -204,7 +216,7 @@ class Daemon:
         finally:
             os._exit(1)  # a training thread cannot be stopped in any other way; every file is whole at any instant
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         """End without a goodbye, as a crash would. The first error is the one that counts."""
         self._error = self._error or error
         self._over.set()
@@ -223,7 +235,7 @@ class Daemon:
             for effect in self.core.handle(event, self._loop.time()):
                 self._perform(effect)
         except Exception as error:  # a broken promise of ours: out of `live` with it, not into the loop's log
-            self._fail(error)
+            self.fail(error)
         return None
 
     def _perform(self, effect: Effect) -> None:
@@ -234,35 +246,44 @@ class Daemon:
                 if (running := self._timers.get(timer.kind)) is not None:
                     running.cancel()
                 self._timers[timer.kind] = self._loop.call_later(delay_s, self.feed, TimerFired(timer))
-            case Train(round):
-                self._round_began_at = self._loop.time()
-                self._in_thread(self.trainer.train, round)
-            case Mix():
-                self._in_thread(self.trainer.mix, effect)
-            case Adopt():
-                self._in_thread(self.trainer.adopt, effect)
             case Interrupt():
                 self.trainer.interrupt()
-            case Save():
-                self._save()
             case Report(fact):
                 self._report(fact)
             case Leave():
                 self._over.set()
+            case _:
+                if isinstance(effect, Train):
+                    self._round_began_at = self._loop.time()
+                self.exchange.perform(effect)
 
-    def _in_thread(self, job: Callable[..., Event], argument: object) -> None:
-        future = self._loop.run_in_executor(self._training, job, argument)  # queued now: jobs keep their order
-        self._tasks.create_task(self._answer(future))
+    # What an exchange needs ---------------------------------------------------------------------------
+
+    def in_training(self, job: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        """Run in the one thread that may touch the model; queued now: jobs keep their order."""
+        return self._loop.run_in_executor(self._training, job, *arguments)
+
+    def on_disk(self, job: Callable[..., T], *arguments: object) -> asyncio.Future[T]:
+        """Run in the one thread that writes large files."""
+        return self._loop.run_in_executor(self._disk, job, *arguments)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Our end waits for it."""
+        self._tasks.create_task(coroutine)
+
+    def answer(self, future: asyncio.Future[Event]) -> None:
+        """Feed what comes out; a fault ends us."""
+        self.spawn(self._answer(future))
 
     async def _answer(self, future: asyncio.Future[Event]) -> None:
         try:
-            event = await self._outcome(f"round {self.core.round}", future)
+            event = await self.outcome(f"round {self.core.round}", future)
         except MurmurateError as error:
-            self._fail(error)
+            self.fail(error)
         else:
             self.feed(event)
 
-    async def _outcome(self, what: str, future: asyncio.Future[T]) -> T:
+    async def outcome(self, what: str, future: asyncio.Future[T]) -> T:
         """What comes out of the trainer. Whatever is wrong with the user's own model, data or loss is a LocalError."""
         try:
             return await future
@@ -270,26 +291,6 @@ class Daemon:
             raise
         except Exception as error:
             raise LocalError(f"the task failed in {what}: {type(error).__name__}: {error}") from error
-
-    def _save(self) -> None:
-        self._saves += 1
-        round, is_last = self.core.rounds.complete, self.core.phase is Phase.LEFT
-        copying = self._loop.run_in_executor(self._training, self.trainer.snapshot)
-        self._tasks.create_task(self._write(copying, round, self._saves, is_last))
-
-    async def _write(self, copying: asyncio.Future[Write], round: int, number: int, is_last: bool) -> None:
-        try:
-            write = await self._outcome("snapshot", copying)
-            if number < self._saves:
-                return  # a newer one follows
-            await self._loop.run_in_executor(self._disk, self.store.save, write)
-        except MurmurateError as error:
-            if is_last:
-                self._fail(error)
-            else:
-                self._warn(f"{error}; training goes on")
-        else:
-            self.snapshot_round = round
 
     # Facts --------------------------------------------------------------------------------------------
 
@@ -301,7 +302,7 @@ class Daemon:
         self.metrics.write(row)
         self._say(row)
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         self._say({"kind": "warning", "text": text})
 
     def _say(self, row: Row) -> None:
@@ -318,7 +319,7 @@ class Daemon:
     def _report(self, fact: Fact) -> None:
         match fact:
             case RoundDone(round, waited_s, folded, missing):
-                facts = {
+                facts: dict[str, object] = {
                     "kind": "round",
                     "round": round,
                     "seconds": round_to(self._loop.time() - self._round_began_at),
@@ -327,6 +328,7 @@ class Daemon:
                     "missing": list(missing),
                     "bytes_sent": self.transport.bytes_sent,
                     "bytes_received": self.transport.bytes_received,
+                    **self.exchange.facts(),
                 }
                 figures = {name: finite(value) for name, value in self.trainer.figures().items()}
                 self._write_row(facts | figures | facts)  # a task's figure never replaces a fact
@@ -337,8 +339,12 @@ class Daemon:
             case PeerChanged(peer, state):
                 self.tell("peer", peer=peer, state=state.value)
             case Dropped(sender, verdict):
-                if verdict in (Verdict.FOREIGN, Verdict.MALFORMED):
-                    self._refused(sender, f"{verdict.value} payload")
+                if verdict in REASONS:
+                    self._refused(sender, REASONS[verdict])
+            case Voided(origin, peer, from_seq, forked):
+                self.tell("voided", peer=peer, origin=origin.hex(), from_seq=from_seq, forked=forked)
+            case Diverged(peer):
+                self.tell("diverged", peer=peer)
 
 
 def round_to(seconds: float) -> float:

@@ -3,6 +3,7 @@
     FOLDER/lock                   held while a daemon runs: two daemons never share a folder
     FOLDER/peer.json              {"peer", "swarm", "incarnation"}
     FOLDER/snapshot.safetensors   everything a restart needs, written by the trainer
+    FOLDER/key.pem, records.log   the same for the `seeds` exchange, which has no snapshot: identity.py, log.py
     FOLDER/control.sock           the local control service
 
 Every file is written to a temporary name, synced, then renamed over the old one: whoever dies at any instant leaves
@@ -36,11 +37,11 @@ def write_whole(path: Path, write: Write) -> None:
         with suppress(OSError):
             temporary.unlink()
         kept = " (the file from before is kept)" if os.path.exists(path) else ""
-        raise LocalError(f"{path}: could not be written: {_reason(error)}{kept}") from error
+        raise LocalError(f"{path}: could not be written: {reason_of(error)}{kept}") from error
     try:
         _sync(path.parent)
     except OSError as error:
-        raise LocalError(f"{path}: is written, but may not survive a power cut: {_reason(error)}") from error
+        raise LocalError(f"{path}: is written, but may not survive a power cut: {reason_of(error)}") from error
 
 
 def _sync(path: Path) -> None:
@@ -51,7 +52,8 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why a file could not be written, for people."""
     # safetensors wraps the operating system's error in its own and keeps only the text.
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
         return "no space left on the disk"

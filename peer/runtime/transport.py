@@ -141,7 +141,7 @@ class GrpcTransport:
                 task.add_done_callback(self._tasks.pop)
 
     def send(self, to: PeerId, body: Body) -> None:
-        """Best effort, at once. A waiting update or heartbeat for the same peer is replaced: the newest wins."""
+        """Best effort, at once. What waits for the same peer is replaced, the newest wins; rumors wait in line."""
         if (link := self._links.get(to)) is not None:
             link.put(body)
 

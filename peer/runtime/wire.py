@@ -2,6 +2,7 @@
 
 Rules
 * `Outbox` decides what goes next on one link, `Assembler` understands what came. Both keep at most one update.
+* A rumor that does not fit a frame becomes several rumors (packing.py); a model's update becomes chunks.
 * Whatever bytes arrive, `Assembler.feed` answers with a value or raises RemoteError, and reserves memory for a payload
   only after its announced size was found within the cap.
 * Every frame is a `Frame` of proto/murmurate/link.proto. Chunks are written and read without the protobuf library,
@@ -10,6 +11,7 @@ Rules
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,10 +19,12 @@ from google.protobuf.message import DecodeError
 
 from murmurate.peer.errors import RemoteError
 from murmurate.peer.manifest import MANIFEST_BYTES_MAX
-from murmurate.peer.protocol.events import Body, Goodbye, Heartbeat, PeerId, Turn, Update
+from murmurate.peer.protocol.events import Body, Goodbye, Have, Heartbeat, PeerId, Rumor, Turn, Update, Vector
 from murmurate.proto import link_pb2 as pb
 
-PROTOCOL = 1
+from .packing import FEED_BYTES, pack_have, pack_rumor, pack_vector, read_have, read_rumor, read_vector, size_of
+
+PROTOCOL = 2
 """Grows when peers of two versions could no longer understand each other."""
 
 CHUNK_BYTES = 2**20
@@ -29,6 +33,10 @@ at 4 MiB as much as here, but heartbeats wait longer."""
 
 FRAME_BYTES_MAX = max(CHUNK_BYTES, MANIFEST_BYTES_MAX) + 4096
 """Largest frame: a full chunk or manifest, and the few fields beside it. gRPC refuses larger ones unread."""
+
+RUMORS_BYTES_MAX = 4 * 2**20
+"""Rumors that wait for one link; beyond it the oldest are dropped, and the vectors of both sides find out what is
+missing. A neighbour that reads nothing costs no more than this. (a guess)"""
 
 NAME_BYTES_MAX = 256
 REASON_BYTES_MAX = 1024
@@ -94,16 +102,35 @@ def encode_body(body: Body) -> Iterator[bytes]:
             yield pb.Frame(begin=begin).SerializeToString()
             for start in range(CHUNK_BYTES, len(view), CHUNK_BYTES):
                 yield _encode_chunk(view[start : start + CHUNK_BYTES])
+        case Rumor():
+            for message in pack_rumor(body):
+                yield pb.Frame(rumor=message).SerializeToString()
+        case Have():
+            yield pb.Frame(have=pack_have(body)).SerializeToString()
+        case Vector():
+            yield pb.Frame(vector=pack_vector(body)).SerializeToString()
+
+
+Brief = Heartbeat | Have | Vector
+"""One frame, and only the newest of its kind is worth sending; of a vector, if it is whole."""
+
+Queued = Rumor | Vector
+"""What waits in line: rumors, and vectors that are not whole."""
 
 
 class Outbox:
-    """What waits for one link: at most one update, one heartbeat and one goodbye; a newer one takes the older's place.
+    """What waits for one link: at most one update, and one of each brief body; a newer one takes the older's place.
 
-    An update whose first frame went out is finished. Heartbeats go between its chunks; a goodbye goes last.
+    Rumors wait in line, up to a bound. Brief bodies and rumors go between the chunks of an update, and a `Have` behind
+    the rumors: what they bring is in it, and must not look as if it were lost. An update whose first frame went out is
+    finished; a goodbye goes last.
     """
 
     def __init__(self) -> None:
-        self._heartbeat: Heartbeat | None = None
+        self._brief: dict[type[Brief], Brief] = {}
+        self._rumors: deque[Queued] = deque()
+        self._rumors_bytes = 0
+        self._rumor: Iterator[bytes] = iter(())  # the rest of the one under way
         self._update: Update | None = None
         self._goodbye: Goodbye | None = None
         self._rest: Iterator[bytes] = iter(())
@@ -115,8 +142,13 @@ class Outbox:
         if self.ended:
             return
         match body:
-            case Heartbeat():
-                self._heartbeat = body
+            case Heartbeat() | Have() | Vector(whole=True):
+                self._brief[type(body)] = body
+            case Rumor() | Vector():
+                self._rumors.append(body)
+                self._rumors_bytes += _size(body)
+                while self._rumors_bytes > RUMORS_BYTES_MAX and len(self._rumors) > 1:
+                    self._next_rumor()
             case Update():
                 self._update = body
             case Goodbye():
@@ -128,16 +160,25 @@ class Outbox:
 
     def refuse(self, reason: str) -> None:
         """Forget what waits; the refusal is the last frame."""
-        self._heartbeat = self._update = self._goodbye = None
-        self._rest = iter(())
+        self._brief.clear()
+        self._rumors.clear()
+        self._rumors_bytes = 0
+        self._update = self._goodbye = None
+        self._rumor = self._rest = iter(())
         self._refusal = encode_refusal(reason)
         self.ended = True
 
     def next_frame(self) -> bytes | None:
         """Take the frame that goes next; None when nothing waits."""
-        if (heartbeat := self._heartbeat) is not None:
-            self._heartbeat = None
-            return next(encode_body(heartbeat))
+        if (frame := self._next_brief(Heartbeat) or self._next_brief(Vector)) is not None:
+            return frame
+        if (frame := next(self._rumor, None)) is not None:
+            return frame
+        if self._rumors:
+            self._rumor = encode_body(self._next_rumor())
+            return next(self._rumor)
+        if (frame := self._next_brief(Have)) is not None:
+            return frame
         if (frame := next(self._rest, None)) is not None:
             return frame
         if (update := self._update) is not None:
@@ -149,6 +190,19 @@ class Outbox:
             return next(encode_body(goodbye))
         refusal, self._refusal = self._refusal, b""
         return refusal or None
+
+    def _next_brief(self, kind: type[Brief]) -> bytes | None:
+        body = self._brief.pop(kind, None)
+        return None if body is None else next(encode_body(body))
+
+    def _next_rumor(self) -> Queued:
+        rumor = self._rumors.popleft()
+        self._rumors_bytes -= _size(rumor)
+        return rumor
+
+
+def _size(body: Queued) -> int:
+    return size_of(*body.batches, *body.rulings) if isinstance(body, Rumor) else FEED_BYTES * len(body.feeds)
 
 
 def _encode_chunk(data: memoryview) -> bytes:
@@ -208,6 +262,12 @@ class Assembler:
                 return self._begin(frame.begin)
             case "chunk":  # encoded in a way that `_chunk_of` does not know
                 return self._chunk(memoryview(frame.chunk))
+            case "rumor":
+                return read_rumor(frame.rumor)
+            case "have":
+                return read_have(frame.have)
+            case "vector":
+                return read_vector(frame.vector)
             case _:
                 raise RemoteError("an empty frame, or one of a kind unknown here")
 

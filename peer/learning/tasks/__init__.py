@@ -19,11 +19,16 @@ from torch import Tensor, nn
 from murmurate.peer import config
 from murmurate.peer.errors import ConfigError, MurmurateError
 
-from . import chars, digits
+from . import causal_lm, chars, classification, digits, docstrings
 
 
 class Task(Protocol):
-    """A model, this peer's training data and a loss. A batch is whatever `batch` makes and `loss` understands."""
+    """A model, this peer's training data and a loss. A batch is whatever `batch` makes and `loss` understands.
+
+    Optional, for seeds.objective = "score": `score(model, batch) -> float`, a figure of a batch, higher is better.
+    Optional as well: `common`, a text that all peers must have alike besides the options, such as a digest of the data
+    they share. With it the manifest holds a digest of that text and of the first weights.
+    """
 
     train_size: int
     """Number of this peer's training examples, at least 1."""
@@ -45,7 +50,13 @@ class Task(Protocol):
         ...
 
 
-TASKS: dict[str, Callable[[config.Config], Task]] = {"digits": digits.make_task, "chars": chars.make_task}
+TASKS: dict[str, Callable[[config.Config], Task]] = {
+    "digits": digits.make_task,
+    "chars": chars.make_task,
+    "docstrings": docstrings.make_task,
+    "classification": classification.make_task,
+    "causal_lm": causal_lm.make_task,
+}
 
 
 def make_task(config: config.Config) -> Task:

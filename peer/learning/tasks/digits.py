@@ -45,6 +45,10 @@ class Digits:
         """Mean cross entropy."""
         return cross_entropy(model(batch[0]), batch[1])
 
+    def score(self, model: nn.Module, batch: Batch) -> float:
+        """Accuracy on a batch."""
+        return float((model(batch[0]).argmax(1) == batch[1]).float().mean())
+
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
         """Accuracy and loss on the test set."""
         images, labels = self._test

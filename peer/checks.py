@@ -1,0 +1,70 @@
+"""What must fit together across the sections of a configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from murmurate.peer.config import Config
+
+ROBUST = ("median", "trimmed_mean", "nna", "nnm_trimmed_mean")
+RECORDS_MAX = 65536  # per batch: what a peer publishes at once stays far below a megabyte (a guess)
+LEAN_STEPS_MAX = 2**22  # units of a probe; with weights below 2^23 the sum is still exact in float32
+
+
+def faults(whole: Any) -> Iterator[str]:
+    """What is wrong with a `Config`, the value first, each with what would be right.
+
+    Its type is Any because that module imports this one, and a type checker then knows the class by two paths.
+    """
+    config: Config = whole
+    if config.exchange.name == "seeds":
+        yield from _seeds(config)
+        yield from _liars(config)
+    elif config.attack.name == "max_flip":
+        yield "attack.name = 'max_flip': is a lie about scalars; it needs exchange.name = 'seeds'"
+
+
+def _seeds(config: Config) -> Iterator[str]:
+    seeds, local = config.seeds, config.local
+    if config.records > RECORDS_MAX:
+        yield f"local.steps x seeds.probes = {config.records}: should be at most {RECORDS_MAX} records a round"
+    if not -100 <= config.unit_log2 <= 0:
+        yield f"local.lr = {local.lr}: no unit of 2^{config.unit_log2} is allowed for it; set seeds.unit_log2"
+    if seeds.probe == "ferret" and seeds.directions != "shared":
+        yield f"seeds.probe = 'ferret': needs directions = 'shared', not {seeds.directions!r}"
+    if seeds.objective == "score" and seeds.probe in ("ferret", "forward"):
+        yield f"seeds.objective = 'score': has no derivative, which probe = {seeds.probe!r} needs; use 'spsa'"
+    if seeds.sampling == "pro" and seeds.directions != "pool":
+        yield f"seeds.sampling = 'pro': draws from a pool; it needs directions = 'pool', not {seeds.directions!r}"
+    if seeds.schedule != "constant" and not (seeds.schedule_rounds or config.rounds.max):
+        yield f"seeds.schedule = {seeds.schedule!r}: needs an end: schedule_rounds or rounds.max"
+    if seeds.memory == "lean" and not 0.5 <= seeds.epsilon / 2.0**config.unit_log2 <= LEAN_STEPS_MAX:
+        yield (
+            f"seeds.epsilon = {seeds.epsilon}: with memory = 'lean' a probe should be 1 to 2^22 steps of "
+            f"2^{config.unit_log2} (seeds.unit_log2) long"
+        )
+    try:
+        re.compile(seeds.parameters)
+    except re.error as error:
+        yield f"seeds.parameters = {seeds.parameters!r}: not a regular expression: {error}"
+    if local.sam_rho and seeds.probe != "ferret":
+        yield f"local.sam_rho = {local.sam_rho}: needs gradients, which probe = {seeds.probe!r} does without"
+    for key in seeds.authority:
+        if not re.fullmatch("[0-9a-f]{64}", key):
+            yield f"seeds.authority: {key!r} should be a public key of 64 hexadecimal digits (`murmurate key`)"
+
+
+def _liars(config: Config) -> Iterator[str]:
+    """Who can bear how many."""
+    seeds, mixing = config.seeds, config.mixing
+    if mixing.rule != "mean" or mixing.gossip_steps != 1:
+        yield "mixing.rule, mixing.gossip_steps: mix models; with exchange.name = 'seeds' there is seeds.rule"
+    if seeds.rule in ROBUST and seeds.directions != "shared":
+        yield f"seeds.rule = {seeds.rule!r}: compares scalars, so it needs directions = 'shared'"
+    elif mixing.f and (seeds.rule not in ROBUST or seeds.directions != "shared"):
+        yield f"mixing.f = {mixing.f}: liars are borne by directions = 'shared' with seeds.rule = {' or '.join(ROBUST)}"
+    elif len(config.peers) <= 2 * mixing.f:
+        yield f"mixing.f = {mixing.f}: needs more than {2 * mixing.f} peers, and there are {len(config.peers)}"
