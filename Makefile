@@ -5,13 +5,16 @@ BIN := .venv/bin
 # The checkout has folders called `proto` and `kernels`: never import from the current directory.
 export PYTHONSAFEPATH := 1
 
-.PHONY: help demo test format clean
+.PHONY: help demo demo-seeds test format clean
 
 help:  ## show this text
-	@grep -E '^[a-z]+: .*## ' Makefile | sed -E 's/^([a-z]+):.*## /make \1\t/' | expand -t 14
+	@grep -E '^[a-z-]+: .*## ' Makefile | sed -E 's/^([a-z-]+):.*## /make \1\t/' | expand -t 18
 
 demo: .venv/installed  ## 8 daemons on this machine, 2 of them liars, one crash: a live table, a verdict and a plot
 	$(BIN)/murmurate demo
+
+demo-seeds: .venv/installed-test  ## 6 daemons fine-tune a pretrained encoder, one byte per gradient
+	$(BIN)/murmurate demo seeds
 
 test: .venv/installed-test  ## everything CI runs: style, types, tests
 	$(BIN)/ruff check

@@ -43,9 +43,15 @@ def build_neighbourhood(config: Config, topology: Topology) -> Neighbourhood:
 
 
 def build_core(
-    config: Config, neighbourhood: Neighbourhood, origin: Origin | None = None, verify: Verify | None = None
+    config: Config,
+    neighbourhood: Neighbourhood,
+    origin: Origin | None = None,
+    verify: Verify | None = None,
+    state_bytes: int | None = None,
 ) -> Peer:
-    """This peer's protocol. With the exchange `seeds`, `origin` (ours) and `verify` are needed."""
+    """This peer's protocol. With the exchange `seeds`, `origin` (ours) and `verify` are needed, and `state_bytes` as in
+    core.Seeds.
+    """
     pacing = Pacing(
         rounds_max=config.rounds.max,
         deadline_s=config.rounds.deadline_s,
@@ -67,6 +73,8 @@ def build_core(
             verify=verify,
             shared=config.seeds.directions == "shared",
             gossip_s=config.seeds.gossip_s,
+            state_bytes=state_bytes if config.seeds.vouchers else None,
+            vouchers=config.seeds.vouchers,
         )
     return Peer(neighbourhood, pacing, config.liveness.heartbeat_s, config.liveness.timeout_s, seeds)
 

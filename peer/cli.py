@@ -13,9 +13,7 @@ import sys
 import tomllib
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from rich.live import Live
 from rich.text import Text
 
 from murmurate.peer import console as view
+from murmurate.peer.arguments import make_parser
 from murmurate.peer.config import Config, load, parse
 from murmurate.peer.errors import ConfigError, LocalError, MurmurateError
 from murmurate.peer.toml import to_toml
@@ -36,7 +35,7 @@ ERR = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, stderr
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser(COMMANDS).parse_args(argv)
     try:
         arguments.command(arguments)
     except ConfigError as error:
@@ -265,165 +264,55 @@ def _bench(arguments: argparse.Namespace) -> None:
     _show(arguments, result, lambda: view.figures_table(f"bench {arguments.bench}", result))
 
 
-def _demo(arguments: argparse.Namespace) -> None:
-    from murmurate.peer.lab.demo import Demo
+Shown = Callable[[Any], RenderableType]
 
-    with Demo(Path(arguments.out), arguments.rounds, arguments.seed) as demo:
+
+def _demo(arguments: argparse.Namespace) -> None:
+    demo_class, table, verdict = _demo_of(arguments.exchange)
+    out, rounds = arguments.out or demo_class.OUT, arguments.rounds or demo_class.ROUNDS
+    with demo_class(Path(out), rounds, arguments.seed) as demo:
         with Live(console=ERR if arguments.json else OUT, refresh_per_second=4) as live:
             for state in demo.run():
-                live.update(view.demo_table(state))
+                live.update(table(state))
         result = demo.result()
-    _show(arguments, result.figures(), lambda: view.demo_verdict(result))
+    _show(arguments, result.figures(), lambda: verdict(result))
+
+
+def _demo_of(exchange: str) -> tuple[Any, Shown, Shown]:
+    """The demo, what shows one moment of it, and what shows its result."""
+    if exchange == "seeds":
+        from murmurate.peer.lab.demo_seeds import SeedsDemo
+
+        return SeedsDemo, view.seeds_demo_table, view.seeds_demo_verdict
+    from murmurate.peer.lab.demo import Demo
+
+    return Demo, view.demo_table, view.demo_verdict
 
 
 def _completion(arguments: argparse.Namespace) -> None:
-    print(shtab.complete(_parser(), arguments.shell))
+    print(shtab.complete(make_parser(COMMANDS), arguments.shell))
 
 
 # The parser ------------------------------------------------------------------------------------------
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("murmurate", description="Decentralized peer-to-peer training.")
-    parser.add_argument("--version", action="version", version=f"murmurate {version('murmurate')}")
-    _add_traceback(parser, default=False)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def add(name: str, command: Callable[[argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help, description=help)
-        sub.set_defaults(command=command)
-        _add_traceback(sub, default=argparse.SUPPRESS)
-        if name not in ("init", "completion"):
-            sub.add_argument("--json", action="store_true", help="machine-readable: JSON on the last line of stdout")
-        return sub
-
-    demo = add("demo", _demo, "8 real daemons on this machine, 2 of them liars, one crash: a live table and a verdict")
-    demo.add_argument("--out", default="runs/demo", help="folder of the report (default: %(default)s)")
-    demo.add_argument("--rounds", type=_positive, default=120, help="rounds (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=1, help="seed of data, graph and weights (default: %(default)s)")
-
-    _add_init(add("init", _init, "write a commented configuration file"))
-    _add_target(add("run", _run, "run this machine's peer until it has left"))
-    _add_target(add("status", _status, "what the daemon of a configuration is doing"))
-    _add_target(add("peers", _peers, "whom it is linked with, and what it thinks of them"))
-    _add_target(add("leave", _leave, "have it end its step, keep what a restart needs and leave"))
-    export = add("export", _export, "have it write its model to a safetensors file")
-    _add_target(export)
-    export.add_argument("path", help="file to write").complete = shtab.FILE  # pyright: ignore[reportAttributeAccessIssue]: shtab's way
-    export.add_argument("--at", default="", metavar="CUT", help="with the records of this cut only: see `status`")
-    retract = add("retract", _retract, "void a peer's records at every peer, as if nobody had heard them")
-    _add_target(retract)
-    retract.add_argument("peer", help="its name, its key or the beginning of it, or NAME@KEY")
-    retract.add_argument(
-        "--from", type=_whole, required=True, dest="from_seq", metavar="SEQ", help="the first record to void; 0: all"
-    )
-    _add_target(add("key", _key, "print this peer's public key, which is made if there is none"))
-    config = add("config", _config, "print the effective configuration")
-    _add_target(config)
-    config.add_argument("--running", action="store_true", help="ask the running daemon instead of the file")
-    config.add_argument("--comments", action="store_true", help="with every key's documentation")
-    _add_topology(commands)
-    _add_sim(add("sim", _sim, "the same protocol in virtual time: weather, churn, invariants, one seed"))
-    _add_bench(commands)
-    completion = add("completion", _completion, "print a completion script for your shell")
-    completion.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
-    return parser
-
-
-def _add_traceback(parser: argparse.ArgumentParser, default: Any) -> None:
-    """Before the command or behind it; the second place must not undo the first, so it has no default."""
-    parser.add_argument("--traceback", action="store_true", default=default, help="show where an error came from")
-
-
-def _add_target(parser: argparse.ArgumentParser) -> None:
-    config = parser.add_argument("config", nargs="?", default="swarm.toml", help="configuration (default: %(default)s)")
-    config.complete = shtab.FILE  # pyright: ignore[reportAttributeAccessIssue]: shtab's way
-    parser.add_argument("--name", default="", help="which peer, when one file serves several")
-
-
-def _add_init(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", nargs="?", default="swarm.toml", help="file to write (default: %(default)s)")
-    parser.add_argument("--name", default="a", help="this peer (default: %(default)s)")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=HOST:PORT", help="each peer, this one too")
-    parser.add_argument("--task", default="digits", help="digits, chars or module:function (default: %(default)s)")
-    parser.add_argument("--data", default="", help="where this peer's data lies, for tasks that read files")
-    parser.add_argument("--rule", default="mean", help="mixing rule (default: %(default)s)")
-    parser.add_argument("--f", type=int, default=0, help="liars a neighbourhood must bear (default: %(default)s)")
-    parser.add_argument("--topology", default="ring", help="graph (default: %(default)s)")
-    parser.add_argument("--insecure", action="store_true", help="consent to unencrypted links beyond this machine")
-    parser.add_argument("--force", action="store_true", help="replace an existing file")
-
-
-def _add_topology(commands: Any) -> None:
-    topology = commands.add_parser("topology", help="graphs: list them, judge one, draw one")
-    commands = topology.add_subparsers(metavar="COMMAND", required=True)
-    listing = commands.add_parser("list", help="every graph by name, with its options")
-    listing.set_defaults(command=_topology_list)
-    show = commands.add_parser("show", help="spectral gap, predicted rounds to consensus, drawing")
-    show.set_defaults(command=_topology_show)
-    for parser in (listing, show):
-        parser.add_argument("--json", action="store_true", help="machine-readable")
-    show.add_argument("rule", help="a name of `murmurate topology list`")
-    show.add_argument("--peers", type=_positive, default=16, help="number of peers (default: %(default)s)")
-    show.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the graph")
-    show.add_argument("--weights", default="metropolis", help="metropolis or max_degree (default: %(default)s)")
-    show.add_argument("--plot", default="", metavar="PNG", help="draw it into this file")
-
-
-def _add_sim(sim: argparse.ArgumentParser) -> None:
-    sim.add_argument("--peers", type=_positive, default=16, help="number of peers (default: %(default)s)")
-    sim.add_argument("--seconds", type=float, default=60.0, help="virtual seconds with faults (default: %(default)s)")
-    sim.add_argument("--calm", type=float, default=60.0, help="virtual seconds after them (default: %(default)s)")
-    sim.add_argument("--seed", type=int, default=0, help="the whole run is a function of it (default: %(default)s)")
-    sim.add_argument("--seeds", type=_positive, default=1, help="run this many seeds from --seed on (default: 1)")
-    sim.add_argument("--loss", type=_probability, default=0.0, help="share of lost envelopes (default: %(default)s)")
-    sim.add_argument("--crash", type=_probability, default=0.0, help="share of peers that crash and restart")
-    sim.add_argument(
-        "--storm", action="store_true", help="also duplicates, replays, broken links, partitions, slow peers"
-    )
-    sim.add_argument("--topology", default="random_regular", help="graph (default: %(default)s)")
-    sim.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the graph")
-    sim.add_argument("--task", default="quadratic", help="quadratic, or a real task such as digits")
-    sim.add_argument(
-        "--exchange", choices=("models", "seeds"), default="models", help="what is gossiped (seeds: a toy, no --task)"
-    )
-
-
-def _add_bench(commands: Any) -> None:
-    bench = commands.add_parser("bench", help="measure this machine: links, rounds, joining, replay")
-    benches = bench.add_subparsers(metavar="BENCH", dest="bench", required=True)
-    link = benches.add_parser("link", help="goodput beside plain TCP; daemons beside one plain loop")
-    rounds = benches.add_parser("rounds", help="seconds per round of 8 daemons on a ring")
-    join = benches.add_parser("join", help="how soon a late daemon is as good as the swarm")
-    replay = benches.add_parser("replay", help="records into weights, beside MeZO's way and one pass over the weights")
-    replay.add_argument(
-        "--parameters", type=_positive, default=100_000_000, help="size of the model (default: %(default)s)"
-    )
-    for parser in (link, rounds, join, replay):
-        parser.set_defaults(command=_bench)
-        parser.add_argument("--json", action="store_true", help="machine-readable")
-        parser.add_argument("--repeats", type=_positive, default=5, help="repetitions (default: %(default)s)")
-
-
-def _positive(text: str) -> int:
-    with suppress(ValueError):
-        if (value := int(text)) >= 1:
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} should be a whole number, at least 1")
-
-
-def _whole(text: str) -> int:
-    with suppress(ValueError):
-        if 0 <= (value := int(text)) <= 2**53:  # what every number on a link is bound by
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} should be a whole number, at least 0")
-
-
-def _probability(text: str) -> float:
-    with suppress(ValueError):
-        if 0 <= (value := float(text)) <= 1:
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} should be a number from 0 to 1")
+COMMANDS = {
+    "demo": _demo,
+    "init": _init,
+    "run": _run,
+    "status": _status,
+    "peers": _peers,
+    "leave": _leave,
+    "export": _export,
+    "retract": _retract,
+    "key": _key,
+    "config": _config,
+    "sim": _sim,
+    "bench": _bench,
+    "completion": _completion,
+    "topology list": _topology_list,
+    "topology show": _topology_show,
+}
 
 
 if __name__ == "__main__":

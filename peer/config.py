@@ -97,7 +97,8 @@ class Exchange(Section):
 
 class Seeds(Section):
     """The `seeds` exchange. How to measure is each peer's own choice: `probe`, `objective`, `epsilon`, the schedule,
-    and steps and probes as long as their product is the same; so is `gossip_s`. On all else the peers must agree."""
+    and steps and probes as long as their product is the same; so are `gossip_s` and `vouchers`. On all
+    else the peers must agree."""
 
     directions: Literal["private", "pool", "shared"] = "private"
     """Where directions come from: `private` (MeZO: each record has its own), `pool` (FedKSeed: one of a fixed number),
@@ -137,6 +138,9 @@ class Seeds(Section):
     """Length of the schedule; 0: rounds.max."""
     authority: list[str] = Field(default_factory=list)
     """Public keys (`murmurate key` prints a peer's) whose holders may retract another peer's records."""
+    vouchers: int = Field(default=2, ge=0, le=64)
+    """A joiner takes the sum of all records instead of their log where that is cheaper and so many neighbours (or all,
+    if it has fewer) offer the same one; 0: always the log. Not with shared directions or momentum."""
     gossip_s: float = Field(default=1.0, gt=0)
     """How often to tell every neighbour in a few bytes what we hold; whatever was lost is then repaired. (a guess)"""
 
@@ -147,7 +151,8 @@ class Mixing(Section):
     rule: str = "mean"
     """`mean` (weighted by the graph) or `nna` (nearest-neighbour averaging, MoNNA: bears liars)."""
     f: int = Field(default=0, ge=0)
-    """How many liars may sit among a peer's neighbours; a rule refuses what it cannot bear."""
+    """How many liars may sit among a peer's neighbours; a rule refuses what it cannot bear. With `seeds` among all
+    names of the swarm, which vote by `seeds.rule`."""
     gossip_steps: int = Field(default=1, ge=1, le=64)
     """Exchanges per round (Q of DFedSAM-MGS): traffic times Q, graph gap to the power Q."""
 
@@ -169,7 +174,8 @@ class Rounds(Section):
     max: int = Field(default=0, ge=0)
     """Leave after this many rounds; 0: go on until told to leave."""
     deadline_s: float = Field(default=30.0, gt=0)
-    """Longest wait, after the local steps, for neighbours that are alive."""
+    """Longest wait, after the local steps, for neighbours that are alive. With `seeds` also how long nothing new may
+    have come before a peer that has made its last round leaves."""
     stale_max: int = Field(default=8, ge=0)
     """A neighbour's model older than this many rounds is not mixed any more. (a guess)"""
     eval_every: int = Field(default=1, ge=0)
@@ -184,7 +190,8 @@ class Liveness(Section):
     timeout_s: float = Field(default=3.0, gt=0)
     """A neighbour silent for this long is dead, until it speaks again. At least 3 heartbeats. (a guess)"""
     join_s: float = Field(default=10.0, ge=0)
-    """At start, wait this long for neighbours before training without them."""
+    """At start, wait this long for neighbours before training without them. With `seeds` a peer whose log was lost
+    hears of its own feed in this time, and goes on with it; who trains earlier forks it, and is void."""
     settle_s: float = Field(default=1.0, ge=0)
     """Joining a running swarm: how long the first neighbour waits for the others to link as well; above the
     longest pause between two dial attempts (1 s) it rarely misses one."""

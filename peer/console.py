@@ -14,6 +14,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from murmurate.peer.config import Config
     from murmurate.peer.lab.demo import DemoResult, DemoState
+    from murmurate.peer.lab.demo_seeds import SeedsResult, SeedsState, SeedsView
     from murmurate.topology import Rule, Summary
 
 STATE_STYLES = {
@@ -110,6 +111,16 @@ def run_line(row: Mapping[str, Any]) -> Text:
         case "voided":
             why = "signed two histories" if row["forked"] else "is retracted"
             return Text(f"{row['peer']} {why}: its records from {row['from_seq']} on count nowhere", "magenta")
+        case "took":
+            covered = f"the state of {row['batches']} batches ({row['bytes']} bytes) instead of their log"
+            return Text(f"took {covered} from {', '.join(row['sources'])}", "cyan")
+        case "unreached":
+            text = (
+                f"{row['peer']}'s records from {row['from_seq']} on are void; only a neighbour with their log can take"
+            )
+            return Text(f"{text} them out: asking", "yellow")
+        case "crowded_out":
+            return Text(f"{row['peer']} has too many lives: one of them counts nowhere any more", "magenta")
         case "diverged":
             return Text(
                 f"{row['peer']} holds the same records and has other weights: one of us computes wrongly", "red"
@@ -251,3 +262,31 @@ def demo_verdict(result: DemoResult) -> RenderableType:
         table.add_row(name, _number(mean), _number(worst))
     lines = [Text(line) for line in result.sentences()]
     return Panel(Group(table, *lines), title="verdict", expand=False)
+
+
+def seeds_demo_table(state: SeedsState) -> RenderableType:
+    """The live view of the seeds demo."""
+    return _seeds_table(state.headline, state.peers)
+
+
+def _seeds_table(title: str, peers: Sequence[SeedsView]) -> Table:
+    columns = ("peer", "state", "round", "records", "accuracy", "sent", "set", "weights")
+    table = Table(*columns, title=title, title_justify="left")
+    for peer in peers:
+        table.add_row(
+            peer.name,
+            _state(peer.state),
+            str(peer.round),
+            str(peer.records),
+            _number(peer.accuracy),
+            bytes_text(peer.bytes_sent),
+            peer.set[:8],
+            peer.weights[:12],
+        )
+    return table
+
+
+def seeds_demo_verdict(result: SeedsResult) -> RenderableType:
+    """What it showed."""
+    lines = [Text(line) for line in result.sentences()]
+    return Panel(Group(_seeds_table("at the end", result.peers), *lines), title="verdict", expand=False)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amurmurate/proto/link.proto\x12\tmurmurate\"\xc8\x02\n\x05\x46rame\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.murmurate.HelloH\x00\x12%\n\x07refusal\x18\x02 \x01(\x0b\x32\x12.murmurate.RefusalH\x00\x12)\n\theartbeat\x18\x03 \x01(\x0b\x32\x14.murmurate.HeartbeatH\x00\x12%\n\x07goodbye\x18\x04 \x01(\x0b\x32\x12.murmurate.GoodbyeH\x00\x12!\n\x05\x62\x65gin\x18\x05 \x01(\x0b\x32\x10.murmurate.BeginH\x00\x12\x0f\n\x05\x63hunk\x18\x06 \x01(\x0cH\x00\x12!\n\x05rumor\x18\x07 \x01(\x0b\x32\x10.murmurate.RumorH\x00\x12\x1f\n\x04have\x18\x08 \x01(\x0b\x32\x0f.murmurate.HaveH\x00\x12#\n\x06vector\x18\t \x01(\x0b\x32\x11.murmurate.VectorH\x00\x42\x06\n\x04\x62ody\"\"\n\x04Turn\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0b\n\x03hop\x18\x02 \x01(\r\"\x7f\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08swarm_id\x18\x02 \x01(\x0c\x12\x10\n\x08manifest\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12\x13\n\x0bincarnation\x18\x05 \x01(\x04\x12\x1d\n\x04turn\x18\x06 \x01(\x0b\x32\x0f.murmurate.Turn\"\x19\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\"*\n\tHeartbeat\x12\x1d\n\x04turn\x18\x01 \x01(\x0b\x32\x0f.murmurate.Turn\"\t\n\x07Goodbye\"H\n\x05\x42\x65gin\x12\x1d\n\x04turn\x18\x01 \x01(\x0b\x32\x0f.murmurate.Turn\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x7f\n\x05Rumor\x12\x1c\n\x04runs\x18\x01 \x03(\x0b\x32\x0e.murmurate.Run\x12\x1e\n\x05\x66orks\x18\x02 \x03(\x0b\x32\x0f.murmurate.Fork\x12*\n\x0bretractions\x18\x03 \x03(\x0b\x32\x15.murmurate.Retraction\x12\x0c\n\x04more\x18\x04 \x01(\x08\"w\n\x03Run\x12\x0e\n\x06origin\x18\x01 \x01(\x0c\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\x12\r\n\x05\x63odes\x18\x04 \x01(\x0c\x12\x12\n\nsignatures\x18\x05 \x01(\x0c\x12\r\n\x05sizes\x18\x06 \x03(\r\x12\x0f\n\x07skipped\x18\x07 \x03(\x04\"f\n\x04\x46ork\x12\x0e\n\x06origin\x18\x01 \x01(\x0c\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x1d\n\x03one\x18\x03 \x01(\x0b\x32\x10.murmurate.Prong\x12\x1f\n\x05other\x18\x04 \x01(\x0b\x32\x10.murmurate.Prong\"8\n\x05Prong\x12\r\n\x05round\x18\x01 \x01(\x04\x12\r\n\x05\x63odes\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"T\n\nRetraction\x12\x0e\n\x06origin\x18\x01 \x01(\x0c\x12\x10\n\x08\x66rom_seq\x18\x02 \x01(\x04\x12\x11\n\tauthority\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\'\n\x04Have\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0f\n\x07weights\x18\x02 \x01(\x0c\"Y\n\x06Vector\x12\x0f\n\x07origins\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\x12\r\n\x05heads\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63losed\x18\x04 \x03(\x04\x12\x0f\n\x07partial\x18\x05 \x01(\x08\x32\x36\n\x04Link\x12.\n\x04Open\x12\x10.murmurate.Frame\x1a\x10.murmurate.Frame(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1amurmurate/proto/link.proto\x12\tmurmurate\"\xd0\x03\n\x05\x46rame\x12!\n\x05hello\x18\x01 \x01(\x0b\x32\x10.murmurate.HelloH\x00\x12%\n\x07refusal\x18\x02 \x01(\x0b\x32\x12.murmurate.RefusalH\x00\x12)\n\theartbeat\x18\x03 \x01(\x0b\x32\x14.murmurate.HeartbeatH\x00\x12%\n\x07goodbye\x18\x04 \x01(\x0b\x32\x12.murmurate.GoodbyeH\x00\x12!\n\x05\x62\x65gin\x18\x05 \x01(\x0b\x32\x10.murmurate.BeginH\x00\x12\x0f\n\x05\x63hunk\x18\x06 \x01(\x0cH\x00\x12!\n\x05rumor\x18\x07 \x01(\x0b\x32\x10.murmurate.RumorH\x00\x12\x1f\n\x04have\x18\x08 \x01(\x0b\x32\x0f.murmurate.HaveH\x00\x12#\n\x06vector\x18\t \x01(\x0b\x32\x11.murmurate.VectorH\x00\x12\x1d\n\x03\x61sk\x18\n \x01(\x0b\x32\x0e.murmurate.AskH\x00\x12!\n\x05offer\x18\x0b \x01(\x0b\x32\x10.murmurate.OfferH\x00\x12!\n\x05\x66\x65tch\x18\x0c \x01(\x0b\x32\x10.murmurate.FetchH\x00\x12!\n\x05piece\x18\r \x01(\x0b\x32\x10.murmurate.PieceH\x00\x42\x06\n\x04\x62ody\"\"\n\x04Turn\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0b\n\x03hop\x18\x02 \x01(\r\"\x7f\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x10\n\x08swarm_id\x18\x02 \x01(\x0c\x12\x10\n\x08manifest\x18\x03 \x01(\t\x12\x0c\n\x04peer\x18\x04 \x01(\t\x12\x13\n\x0bincarnation\x18\x05 \x01(\x04\x12\x1d\n\x04turn\x18\x06 \x01(\x0b\x32\x0f.murmurate.Turn\"\x19\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\"*\n\tHeartbeat\x12\x1d\n\x04turn\x18\x01 \x01(\x0b\x32\x0f.murmurate.Turn\"\t\n\x07Goodbye\"H\n\x05\x42\x65gin\x12\x1d\n\x04turn\x18\x01 \x01(\x0b\x32\x0f.murmurate.Turn\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x7f\n\x05Rumor\x12\x1c\n\x04runs\x18\x01 \x03(\x0b\x32\x0e.murmurate.Run\x12\x1e\n\x05\x66orks\x18\x02 \x03(\x0b\x32\x0f.murmurate.Fork\x12*\n\x0bretractions\x18\x03 \x03(\x0b\x32\x15.murmurate.Retraction\x12\x0c\n\x04more\x18\x04 \x01(\x08\"w\n\x03Run\x12\x0e\n\x06origin\x18\x01 \x01(\x0c\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\r\n\x05round\x18\x03 \x01(\x04\x12\r\n\x05\x63odes\x18\x04 \x01(\x0c\x12\x12\n\nsignatures\x18\x05 \x01(\x0c\x12\r\n\x05sizes\x18\x06 \x03(\r\x12\x0f\n\x07skipped\x18\x07 \x03(\x04\"f\n\x04\x46ork\x12\x0e\n\x06origin\x18\x01 \x01(\x0c\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x1d\n\x03one\x18\x03 \x01(\x0b\x32\x10.murmurate.Prong\x12\x1f\n\x05other\x18\x04 \x01(\x0b\x32\x10.murmurate.Prong\"8\n\x05Prong\x12\r\n\x05round\x18\x01 \x01(\x04\x12\r\n\x05\x63odes\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"T\n\nRetraction\x12\x0e\n\x06origin\x18\x01 \x01(\x0c\x12\x10\n\x08\x66rom_seq\x18\x02 \x01(\x04\x12\x11\n\tauthority\x18\x03 \x01(\x0c\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\'\n\x04Have\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0f\n\x07weights\x18\x02 \x01(\x0c\"i\n\x06Vector\x12\x0f\n\x07origins\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\x04\x12\r\n\x05heads\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63losed\x18\x04 \x03(\x04\x12\x0f\n\x07partial\x18\x05 \x01(\x08\x12\x0e\n\x06\x66loors\x18\x06 \x03(\x04\"%\n\x03\x41sk\x12\x1e\n\x03\x63ut\x18\x01 \x01(\x0b\x32\x11.murmurate.Vector\"Z\n\x06Ground\x12\x1e\n\x03\x63ut\x18\x01 \x01(\x0b\x32\x11.murmurate.Vector\x12\x0e\n\x06rounds\x18\x02 \x03(\x04\x12 \n\x06proofs\x18\x03 \x01(\x0b\x32\x10.murmurate.Rumor\";\n\x05Offer\x12!\n\x06ground\x18\x01 \x01(\x0b\x32\x11.murmurate.Ground\x12\x0f\n\x07\x64igests\x18\x02 \x01(\x0c\"(\n\x05\x46\x65tch\x12\x0f\n\x07\x63\x61pture\x18\x01 \x01(\x0c\x12\x0e\n\x06number\x18\x02 \x01(\r\"6\n\x05Piece\x12\x0f\n\x07\x63\x61pture\x18\x01 \x01(\x0c\x12\x0e\n\x06number\x18\x02 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\";\n\x06Stored\x12!\n\x06ground\x18\x0f \x01(\x0b\x32\x11.murmurate.Ground\x12\x0e\n\x06pieces\x18\x10 \x03(\x0c\x32\x36\n\x04Link\x12.\n\x04Open\x12\x10.murmurate.Frame\x1a\x10.murmurate.Frame(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,33 +32,45 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'murmurate.proto.link_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FRAME']._serialized_start=42
-  _globals['_FRAME']._serialized_end=370
-  _globals['_TURN']._serialized_start=372
-  _globals['_TURN']._serialized_end=406
-  _globals['_HELLO']._serialized_start=408
-  _globals['_HELLO']._serialized_end=535
-  _globals['_REFUSAL']._serialized_start=537
-  _globals['_REFUSAL']._serialized_end=562
-  _globals['_HEARTBEAT']._serialized_start=564
-  _globals['_HEARTBEAT']._serialized_end=606
-  _globals['_GOODBYE']._serialized_start=608
-  _globals['_GOODBYE']._serialized_end=617
-  _globals['_BEGIN']._serialized_start=619
-  _globals['_BEGIN']._serialized_end=691
-  _globals['_RUMOR']._serialized_start=693
-  _globals['_RUMOR']._serialized_end=820
-  _globals['_RUN']._serialized_start=822
-  _globals['_RUN']._serialized_end=941
-  _globals['_FORK']._serialized_start=943
-  _globals['_FORK']._serialized_end=1045
-  _globals['_PRONG']._serialized_start=1047
-  _globals['_PRONG']._serialized_end=1103
-  _globals['_RETRACTION']._serialized_start=1105
-  _globals['_RETRACTION']._serialized_end=1189
-  _globals['_HAVE']._serialized_start=1191
-  _globals['_HAVE']._serialized_end=1230
-  _globals['_VECTOR']._serialized_start=1232
-  _globals['_VECTOR']._serialized_end=1321
-  _globals['_LINK']._serialized_start=1323
-  _globals['_LINK']._serialized_end=1377
+  _globals['_FRAME']._serialized_end=506
+  _globals['_TURN']._serialized_start=508
+  _globals['_TURN']._serialized_end=542
+  _globals['_HELLO']._serialized_start=544
+  _globals['_HELLO']._serialized_end=671
+  _globals['_REFUSAL']._serialized_start=673
+  _globals['_REFUSAL']._serialized_end=698
+  _globals['_HEARTBEAT']._serialized_start=700
+  _globals['_HEARTBEAT']._serialized_end=742
+  _globals['_GOODBYE']._serialized_start=744
+  _globals['_GOODBYE']._serialized_end=753
+  _globals['_BEGIN']._serialized_start=755
+  _globals['_BEGIN']._serialized_end=827
+  _globals['_RUMOR']._serialized_start=829
+  _globals['_RUMOR']._serialized_end=956
+  _globals['_RUN']._serialized_start=958
+  _globals['_RUN']._serialized_end=1077
+  _globals['_FORK']._serialized_start=1079
+  _globals['_FORK']._serialized_end=1181
+  _globals['_PRONG']._serialized_start=1183
+  _globals['_PRONG']._serialized_end=1239
+  _globals['_RETRACTION']._serialized_start=1241
+  _globals['_RETRACTION']._serialized_end=1325
+  _globals['_HAVE']._serialized_start=1327
+  _globals['_HAVE']._serialized_end=1366
+  _globals['_VECTOR']._serialized_start=1368
+  _globals['_VECTOR']._serialized_end=1473
+  _globals['_ASK']._serialized_start=1475
+  _globals['_ASK']._serialized_end=1512
+  _globals['_GROUND']._serialized_start=1514
+  _globals['_GROUND']._serialized_end=1604
+  _globals['_OFFER']._serialized_start=1606
+  _globals['_OFFER']._serialized_end=1665
+  _globals['_FETCH']._serialized_start=1667
+  _globals['_FETCH']._serialized_end=1707
+  _globals['_PIECE']._serialized_start=1709
+  _globals['_PIECE']._serialized_end=1763
+  _globals['_STORED']._serialized_start=1765
+  _globals['_STORED']._serialized_end=1824
+  _globals['_LINK']._serialized_start=1826
+  _globals['_LINK']._serialized_end=1880
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "refusal", "heartbeat", "goodbye", "begin", "chunk", "rumor", "have", "vector")
+    __slots__ = ("hello", "refusal", "heartbeat", "goodbye", "begin", "chunk", "rumor", "have", "vector", "ask", "offer", "fetch", "piece")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,10 @@ class Frame(_message.Message):
     RUMOR_FIELD_NUMBER: _ClassVar[int]
     HAVE_FIELD_NUMBER: _ClassVar[int]
     VECTOR_FIELD_NUMBER: _ClassVar[int]
+    ASK_FIELD_NUMBER: _ClassVar[int]
+    OFFER_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     refusal: Refusal
     heartbeat: Heartbeat
@@ -26,7 +30,11 @@ class Frame(_message.Message):
     rumor: Rumor
     have: Have
     vector: Vector
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., chunk: _Optional[bytes] = ..., rumor: _Optional[_Union[Rumor, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ...) -> None: ...
+    ask: Ask
+    offer: Offer
+    fetch: Fetch
+    piece: Piece
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., chunk: _Optional[bytes] = ..., rumor: _Optional[_Union[Rumor, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ...) -> None: ...
 
 class Turn(_message.Message):
     __slots__ = ("round", "hop")
@@ -151,15 +159,67 @@ class Have(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., weights: _Optional[bytes] = ...) -> None: ...
 
 class Vector(_message.Message):
-    __slots__ = ("origins", "counts", "heads", "closed", "partial")
+    __slots__ = ("origins", "counts", "heads", "closed", "partial", "floors")
     ORIGINS_FIELD_NUMBER: _ClassVar[int]
     COUNTS_FIELD_NUMBER: _ClassVar[int]
     HEADS_FIELD_NUMBER: _ClassVar[int]
     CLOSED_FIELD_NUMBER: _ClassVar[int]
     PARTIAL_FIELD_NUMBER: _ClassVar[int]
+    FLOORS_FIELD_NUMBER: _ClassVar[int]
     origins: bytes
     counts: _containers.RepeatedScalarFieldContainer[int]
     heads: bytes
     closed: _containers.RepeatedScalarFieldContainer[int]
     partial: bool
-    def __init__(self, origins: _Optional[bytes] = ..., counts: _Optional[_Iterable[int]] = ..., heads: _Optional[bytes] = ..., closed: _Optional[_Iterable[int]] = ..., partial: bool = ...) -> None: ...
+    floors: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, origins: _Optional[bytes] = ..., counts: _Optional[_Iterable[int]] = ..., heads: _Optional[bytes] = ..., closed: _Optional[_Iterable[int]] = ..., partial: bool = ..., floors: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Ask(_message.Message):
+    __slots__ = ("cut",)
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    cut: Vector
+    def __init__(self, cut: _Optional[_Union[Vector, _Mapping]] = ...) -> None: ...
+
+class Ground(_message.Message):
+    __slots__ = ("cut", "rounds", "proofs")
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    PROOFS_FIELD_NUMBER: _ClassVar[int]
+    cut: Vector
+    rounds: _containers.RepeatedScalarFieldContainer[int]
+    proofs: Rumor
+    def __init__(self, cut: _Optional[_Union[Vector, _Mapping]] = ..., rounds: _Optional[_Iterable[int]] = ..., proofs: _Optional[_Union[Rumor, _Mapping]] = ...) -> None: ...
+
+class Offer(_message.Message):
+    __slots__ = ("ground", "digests")
+    GROUND_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    ground: Ground
+    digests: bytes
+    def __init__(self, ground: _Optional[_Union[Ground, _Mapping]] = ..., digests: _Optional[bytes] = ...) -> None: ...
+
+class Fetch(_message.Message):
+    __slots__ = ("capture", "number")
+    CAPTURE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    capture: bytes
+    number: int
+    def __init__(self, capture: _Optional[bytes] = ..., number: _Optional[int] = ...) -> None: ...
+
+class Piece(_message.Message):
+    __slots__ = ("capture", "number", "data")
+    CAPTURE_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    capture: bytes
+    number: int
+    data: bytes
+    def __init__(self, capture: _Optional[bytes] = ..., number: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Stored(_message.Message):
+    __slots__ = ("ground", "pieces")
+    GROUND_FIELD_NUMBER: _ClassVar[int]
+    PIECES_FIELD_NUMBER: _ClassVar[int]
+    ground: Ground
+    pieces: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, ground: _Optional[_Union[Ground, _Mapping]] = ..., pieces: _Optional[_Iterable[bytes]] = ...) -> None: ...

@@ -13,7 +13,21 @@ from pathlib import Path
 from typing import Any, cast
 
 from murmurate.peer.config import Config
-from murmurate.peer.protocol.events import Audit, Audited, Envelope, Event, Fold, Folded, Received, Rumor, Trained
+from murmurate.peer.protocol.events import (
+    Audit,
+    Audited,
+    Capture,
+    Captured,
+    Envelope,
+    Event,
+    Fold,
+    Folded,
+    Install,
+    Installed,
+    Received,
+    Rumor,
+    Trained,
+)
 from murmurate.peer.protocol.feeds import Feeds
 from murmurate.peer.protocol.records import Batch, Origin
 from murmurate.peer.protocol.seams import Write
@@ -34,6 +48,7 @@ class Counting:
 
     schema = (("value", (), "int64"),)
     base = "counting"
+    state_bytes: int | None = None  # nobody hands over a single number
 
     def __init__(self, name: str, allowed: int = 0, records: int = RECORDS) -> None:
         self.payload_bytes = records
@@ -94,6 +109,12 @@ class Counting:
 
     def audit(self, effect: Audit) -> Audited:
         return Audited(effect.digest, hashlib.sha256(str(self.value()).encode()).digest())
+
+    def capture(self, effect: Capture) -> Captured:
+        return Captured(effect.cut, ())
+
+    def install(self, effect: Install) -> Installed:
+        return Installed(effect.ground, sound=False)
 
     def interrupt(self) -> None:
         with self._turn:

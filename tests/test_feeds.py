@@ -224,9 +224,12 @@ def test_a_name_has_only_so_many_lives_and_all_peers_keep_the_same_ones() -> Non
 
 def test_a_life_that_is_crowded_out_leaves_the_weights() -> None:
     feeds = holding(*(birth("b", life) for life in range(2, 10)), batch("b", 1, life=9))
-    assert feeds.take() == ((batch("b", 1, life=9),), ())
+    assert feeds.take() == ((batch("b", 1, life=9),), (), ())
     hear(feeds, birth("b", 1))
-    assert feeds.take() == ((), ((key("b", 9), 0),))
+    assert feeds.pending
+    assert feeds.take() == ((), (), (key("b", 9),))
+    assert feeds.take_crowded_out() == [(key("b", 9), "b")]
+    assert feeds.take_crowded_out() == []
 
 
 # A function of what was heard -------------------------------------------------------------------------
@@ -269,8 +272,9 @@ def test_folds_bring_every_batch_once_in_order_and_every_closing(seed: int) -> N
     for item in items:
         hear(feeds, item)
         if random.random() < 0.3:
-            batches, news = feeds.take()
+            batches, news, dropped = feeds.take()
             assert not feeds.pending
+            assert dropped == ()
             for one in batches:
                 assert one.number == seen.get(one.origin, 0) + 1
                 seen[one.origin] = one.number
@@ -278,7 +282,7 @@ def test_folds_bring_every_batch_once_in_order_and_every_closing(seed: int) -> N
                 assert origin not in closings or seq < closings[origin]
                 closings[origin] = seq
     feeds.take()
-    assert feeds.take() == ((), ())
+    assert feeds.take() == ((), (), ())
 
 
 def test_equal_digests_are_equal_sets() -> None:

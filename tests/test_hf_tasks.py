@@ -235,14 +235,28 @@ def docs(me: str = "a", peers: str = "ab", seed: int = 0, **options: Any) -> Doc
 
 
 def test_docstrings_zero_shot_is_far_above_chance_and_training_climbs() -> None:
-    task = docs(length=12)
-    module = task.model()
-    before = evaluate(task, module)
-    learn(task, module, steps=10, lr=1e-4)
-    after = evaluate(task, module)
-    assert before["accuracy"] > 0.35
-    assert after["accuracy"] > before["accuracy"] + 0.05
-    assert after["loss"] < before["loss"] - 0.2
+    task, other = docs("a", length=12), docs("b", length=12)
+    unseen = other.batch(torch.arange(192))
+    module = task.model().eval()
+    with torch.no_grad():
+        before = task.score(module, unseen), float(task.loss(module, unseen))
+    learn(task, module, steps=8, lr=1e-4)
+    module.eval()
+    with torch.no_grad():
+        after = task.score(module, unseen), float(task.loss(module, unseen))
+    assert before[0] > 0.35
+    assert after[0] > before[0] + 0.05
+    assert after[1] < before[1] - 0.2
+
+
+def test_docstrings_are_evaluated_on_the_whole_test_set(bert: str) -> None:
+    task = docs(encoder=bert)
+    module = task.model().eval()
+    found = task._test  # pyright: ignore[reportPrivateUsage]: there is no public way to the test set
+    everything = docstrings._select(found, torch.arange(len(found[2])))  # pyright: ignore[reportPrivateUsage]: as above
+    with torch.no_grad():
+        expected = {"accuracy": task.score(module, everything), "loss": float(task.loss(module, everything))}
+    assert evaluate(task, module) == pytest.approx(expected, rel=1e-5)
 
 
 def test_docstrings_are_split_and_the_test_set_is_common() -> None:

@@ -9,13 +9,17 @@ from murmurate.peer.protocol.core import Peer
 from murmurate.peer.protocol.events import (
     Audit,
     Audited,
+    CrowdedOut,
     Effect,
     Folded,
     Goodbye,
+    Have,
     Interrupt,
     Leave,
     LeaveRequested,
     LinkUp,
+    PeerId,
+    Report,
     Send,
     Sign,
     Signed,
@@ -26,6 +30,7 @@ from murmurate.peer.protocol.events import (
     Turn,
 )
 from murmurate.peer.protocol.feeds import ORIGINS_PER_PEER_MAX
+from murmurate.peer.protocol.probing import IDLE_DEADLINES_MAX
 from murmurate.peer.protocol.records import Batch, Origin, Ruling
 from murmurate.peer.protocol.rounds import Phase
 
@@ -167,10 +172,32 @@ def test_a_peer_that_is_crowded_out_later_is_idle() -> None:
     peer.handle(told(B, have(peer)), 0.1)
     assert peer.handle(Signed(birth("me")), 0.2)[-1] == Train(1)
     others = [signed(Batch(Origin(bytes([life]) * 32), 0, 0, b"me", b"")) for life in range(ORIGINS_PER_PEER_MAX)]
-    tell(peer, *others)
-    assert peer.handle(trained(1), 1.0) == [fold(1, closed=((key("me"), 0),))]
-    assert peer.handle(Folded(1), 1.0) == []
+    assert tell(peer, *others) == [Report(CrowdedOut(key("me"), PeerId("me")))]
+    assert peer.handle(trained(1), 1.0) == []
     assert peer.phase is Phase.IDLE
+
+
+def test_a_birth_alone_is_audited_once_and_keeps_nobody() -> None:
+    peer = idle()
+    quiet(peer, 1.0)
+    quiet(peer, 2.0)
+    peer.handle(rumor(B, birth("far")), 3.0)
+    peer.handle(told(B, have(peer)), 3.1)
+    assert peer.feeds is not None
+    assert isinstance(quiet(peer, 4.0)[-1], type(NEXT_GOSSIP))
+    assert quiet(peer, 5.0)[-1] == Audit(peer.feeds.digest)
+    assert quiet(peer, 6.0) == [NEXT_GOSSIP]
+    assert peer.feeds.weights == b"w" * 32
+    assert Leave() in quiet(peer, 3.0 + DEADLINE_S)
+
+
+def test_a_neighbour_that_never_agrees_keeps_nobody_for_ever() -> None:
+    peer = idle(b=2)
+    quiet(peer, 1.0)
+    quiet(peer, 2.0)
+    peer.handle(told(B, Have(b"?" * 16)), 3.0)
+    assert Leave() not in quiet(peer, IDLE_DEADLINES_MAX * DEADLINE_S - 1)
+    assert Leave() in quiet(peer, IDLE_DEADLINES_MAX * DEADLINE_S)
 
 
 def test_leaving_in_the_middle_of_a_training_interrupts_it() -> None:

@@ -17,7 +17,7 @@ from murmurate.peer.errors import LocalError
 from murmurate.peer.protocol.events import Restored
 from murmurate.peer.protocol.records import Batch, Fork, Retraction, Ruling
 from murmurate.peer.runtime.identity import Identity, Verifier
-from murmurate.peer.runtime.log import ENTRY, MARKER, Log
+from murmurate.peer.runtime.log import ENTRY, MARKER, WAITED, Log
 
 SWARM = b"5" * 32
 A, B = (Identity(Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32), SWARM) for n in range(2))
@@ -45,12 +45,12 @@ def held(folder: Path) -> Restored:
         opened.close()
 
 
-def write(folder: Path, *entries: Sequence[Batch], rulings: Sequence[Ruling] = ()) -> Path:
-    """A log of entries, and its path."""
+def write(folder: Path, *entries: Sequence[Batch], rulings: Sequence[Ruling] = (), sync: bool = False) -> Path:
+    """A log of entries, and its path. `sync`: as if we had signed them now."""
     opened = log(folder)
     opened.open()
     for entry in entries:
-        opened.append(entry)
+        opened.append(entry, sync=sync)
     if rulings:
         opened.append((), rulings)
     opened.close()
@@ -81,8 +81,35 @@ def test_feeds_come_back_in_order_and_rulings_once(tmp_path: Path) -> None:
 
 def test_what_comes_twice_or_after_a_gap_is_left_out(tmp_path: Path) -> None:
     """A disk that was full for a while: the neighbours have the rest."""
-    write(tmp_path, FEED[:2], FEED[3:], FEED[1:3], FEED[:1])
+    write(tmp_path, FEED[:2], FEED[3:], FEED[1:2], FEED[:1])
+    assert held(tmp_path).batches == tuple(FEED[:2])
+
+
+def test_a_gap_that_is_filled_later_is_none(tmp_path: Path) -> None:
+    """What we signed may stand before what we were told first."""
+    write(tmp_path, FEED[:1])
+    write(tmp_path, FEED[3:], sync=True)
+    write(tmp_path, FEED[2:3], FEED[1:2])
+    assert held(tmp_path).batches == tuple(FEED)
+
+
+def test_of_ours_the_told_one_counts(tmp_path: Path) -> None:
+    """We had forgotten number 2, signed another one, and were told of ours before we told anybody."""
+    write(tmp_path, FEED[:2], sync=True)
+    other = batch(2, codes=b"other")
+    write(tmp_path, [other], [batch(3, codes=b"behind")], sync=True)
+    write(tmp_path, FEED[2:3])
     assert held(tmp_path).batches == tuple(FEED[:3])
+    write(tmp_path, [other], sync=True)  # the other way round the first one counts as well
+    assert held(tmp_path).batches == tuple(FEED[:3])
+    write(tmp_path, [FEED[1]], FEED[3:])
+    write(tmp_path, [batch(4)], sync=True)
+    assert held(tmp_path).batches == (*FEED, batch(4))
+
+
+def test_of_two_that_were_told_the_first_counts(tmp_path: Path) -> None:
+    write(tmp_path, FEED[:3], [batch(2, codes=b"other")], FEED[3:])
+    assert held(tmp_path).batches == tuple(FEED)
 
 
 def test_a_long_addition_is_several_entries(tmp_path: Path) -> None:
@@ -109,8 +136,6 @@ def test_only_what_must_not_be_lost_is_synced(tmp_path: Path, monkeypatch: pytes
     before = opened.path.stat().st_size
     opened.append(FEED[1:2], sync=True)
     assert synced == 1
-    opened.sync()
-    assert synced == 2
     opened.close()
 
 
@@ -141,10 +166,10 @@ def test_a_power_cut_may_leave_anything_at_the_end(tmp_path: Path, tail: bytes) 
 # Damage -------------------------------------------------------------------------------------------------
 
 
-def test_any_damage_before_the_last_entry_is_refused_with_a_way_out(tmp_path: Path) -> None:
-    path = write(tmp_path, *([item] for item in FEED))
+def test_any_damage_before_the_last_entry_of_ours_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    path = write(tmp_path, *([item] for item in FEED), sync=True)
     whole = path.read_bytes()
-    last = whole.rindex(MARKER)
+    last = whole.rindex(WAITED)
     for place in range(len(whole)):
         damaged = bytearray(whole)
         damaged[place] ^= 1 + place % 255
@@ -156,6 +181,44 @@ def test_any_damage_before_the_last_entry_is_refused_with_a_way_out(tmp_path: Pa
             assert why.startswith(f"{path}: ")
             assert "remove" in why or "version" in why
             assert path.read_bytes() == damaged
+
+
+def test_damage_behind_what_is_ours_is_cut_off(tmp_path: Path) -> None:
+    """A power cut takes pages in any order of what was not waited for."""
+    others = [batch(number, B) for number in range(3)]
+    write(tmp_path, FEED[:2], sync=True)
+    path = write(tmp_path, *([item] for item in others))
+    whole = path.read_bytes()
+    start, second = whole.index(MARKER), whole.index(MARKER, whole.index(MARKER) + 1)
+    for place in range(start, second):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 + place % 255
+        path.write_bytes(damaged)
+        opened = log(tmp_path)
+        assert opened.open().batches == tuple(FEED[:2])
+        assert opened.loss.startswith(f"{path}: damaged at byte {start} of {len(whole)}, ")
+        opened.append(others[:1])
+        opened.close()
+        assert held(tmp_path).batches == (*FEED[:2], others[0])
+    damaged = bytearray(whole)
+    damaged[start - 1] ^= 1  # our own last one, and more was written since
+    path.write_bytes(damaged)
+    assert "an entry cannot be read; remove" in complaint(tmp_path)
+    path.write_bytes(whole)
+    write(tmp_path, FEED[2:3], sync=True)
+    damaged = bytearray(path.read_bytes())
+    damaged[start + 20] ^= 1
+    path.write_bytes(damaged)
+    assert "an entry cannot be read; remove" in complaint(tmp_path)
+
+
+def test_a_torn_end_is_no_loss_to_speak_of(tmp_path: Path) -> None:
+    path = write(tmp_path, FEED)
+    path.write_bytes(path.read_bytes()[:-1])
+    opened = log(tmp_path)
+    opened.open()
+    opened.close()
+    assert opened.loss == ""
 
 
 def test_what_was_not_signed_so_is_refused(tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def test_shared_directions_wait_for_the_votes_of_all_that_are_active() -> None:
     assert peer.handle(Folded(1), 6.0) == [done(1, 3.0, "bc"), Train(2)]
 
 
-def test_who_missed_a_deadline_is_not_awaited_before_it_speaks_again() -> None:
+def test_who_missed_a_deadline_is_not_awaited_before_it_was_in_time_for_another() -> None:
     peer = training(others="bc", shared=True)
     publish(peer, 1, 2.0)
     tell(peer, batch("b", 1))
@@ -196,7 +196,7 @@ def test_who_missed_a_deadline_is_not_awaited_before_it_speaks_again() -> None:
     assert publish(peer, 2, 33.0)[-1] == fold(2, batch("b", 2), batch("me", 2))
     assert peer.handle(Folded(2), 33.0) == [done(2, folded="b"), Train(3)]
     late = [batch("c", 1), batch("c", 2)]  # votes of rounds that are over count as well
-    tell(peer, batch("b", 3), *late)
+    tell(peer, batch("b", 3), *late, now=33.5)
     assert publish(peer, 3, 34.0)[-1] == deadline(3)
     assert tell(peer, batch("c", 3)) == [fold(3, batch("b", 3), *late, batch("c", 3), batch("me", 3))]
 
@@ -231,14 +231,49 @@ def test_the_deadline_of_an_earlier_round_means_nothing() -> None:
     assert peer.phase is Phase.WAITING
 
 
-@pytest.mark.parametrize(("f", "round"), [(0, 9), (1, 5), (2, 2), (3, 2)])
-def test_with_shared_directions_the_next_round_is_that_of_the_f_plus_first_most_advanced(f: int, round: int) -> None:
+@pytest.mark.parametrize(("f", "round"), [(0, 5), (1, 5), (2, 2), (3, 2)])
+def test_with_shared_directions_the_next_round_is_that_of_half_of_all_and_of_more_than_f(f: int, round: int) -> None:
     peer = training(others="bcd", shared=True, f=f)
     tell(peer, batch("b", 1, 9), batch("c", 1, 5), batch("d", 1, 1))
     assert publish(peer, 1, 1.0)[-1] == fold(1, batch("b", 1, 9), batch("c", 1, 5), batch("d", 1, 1), batch("me", 1))
     skipped = [Report(Skipped(2, round))] if round > 2 else []
     assert peer.handle(Folded(1), 1.0)[1:] == [Train(round), *skipped]
     assert publish(peer, 2, 2.0, round=round)
+
+
+@pytest.mark.parametrize(("others", "round"), [("b", 9), ("bc", 2), ("bcd", 2)])
+def test_of_three_names_or_more_one_that_is_far_ahead_drags_nobody(others: str, round: int) -> None:
+    peer = training(others=others, shared=True)
+    tell(peer, batch("b", 1, 9), *(batch(name, 1) for name in others[1:]))
+    publish(peer, 1, 1.0)
+    assert Train(round) in peer.handle(Folded(1), 1.0)
+
+
+def test_who_is_always_just_late_is_awaited_once() -> None:
+    peer = training(others="b", shared=True)
+    assert publish(peer, 1, 2.0)[-1] == deadline(1)
+    assert peer.handle(TIMEOUT, 32.0) == [fold(1, batch("me", 1))]
+    tell(peer, batch("b", 1), now=32.1)
+    peer.handle(Folded(1), 32.2)
+    assert publish(peer, 2, 33.0)[-1] == fold(2, batch("b", 1), batch("me", 2))
+    peer.handle(Folded(2), 33.0)
+    tell(peer, batch("b", 2), now=62.9)  # in time, had we waited
+    assert publish(peer, 3, 63.0)[-1] == deadline(3)
+
+
+def test_what_is_told_while_our_birth_is_signed_is_folded_before_we_train() -> None:
+    peer = linked()
+    tell(peer, *feed("me", 4))  # a log that was lost
+    assert peer.handle(Signed(birth("me")), 1.0) == [fold(0, *feed("me", 4)[1:])]
+    assert peer.handle(Folded(0), 1.0) == [Train(4)]
+
+
+def test_our_own_batches_that_come_during_a_fold_are_folded_before_we_train() -> None:
+    peer = training(others="b")
+    publish(peer, 1, 1.0)
+    tell(peer, batch("me", 2), batch("b", 1))
+    assert peer.handle(Folded(1), 1.1) == [done(1), fold(1, batch("me", 2), batch("b", 1))]
+    assert peer.handle(Folded(1), 1.2) == [Train(3)]
 
 
 def test_many_lives_of_one_peer_drag_nobody() -> None:

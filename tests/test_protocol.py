@@ -17,12 +17,14 @@ from murmurate.peer.protocol.core import Peer
 from murmurate.peer.protocol.events import (
     Adopt,
     Audit,
+    Capture,
     Effect,
     Envelope,
     Event,
     Fold,
     Goodbye,
     Heartbeat,
+    Install,
     Interrupt,
     Joined,
     Keep,
@@ -285,7 +287,7 @@ class Life:
                 self.left = True
             case Report(fact):
                 self.check_fact(fact)
-            case Sign() | Keep() | Fold() | Audit():
+            case Sign() | Keep() | Fold() | Audit() | Capture() | Install():
                 raise AssertionError("of the other exchange")
 
     def check_fact(self, fact: object) -> None:

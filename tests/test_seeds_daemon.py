@@ -11,14 +11,15 @@ from typing import Any
 
 import grpc.aio
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from murmurate.peer.errors import LocalError
-from murmurate.peer.protocol.events import PeerId, Rumor, Vector
-from murmurate.peer.protocol.records import Batch
+from murmurate.peer.protocol.events import Keep, PeerId, Rumor, Vector
+from murmurate.peer.protocol.records import Batch, Origin
 from murmurate.peer.runtime import transport
 from murmurate.peer.runtime.control import ControlClient
-from murmurate.peer.runtime.identity import open_identity
-from murmurate.peer.runtime.log import Log
+from murmurate.peer.runtime.identity import Identity, open_identity
+from murmurate.peer.runtime.log import MARKER, Log
 from murmurate.peer.runtime.wire import encode_body, encode_hello
 
 from .ear import hello, raw
@@ -277,11 +278,21 @@ def test_a_torn_log_is_mended_and_a_damaged_one_named(tmp_path: Path) -> None:
             a.replica.allow(3)
             await agree([a, b], 3 * RECORDS)
             await b.crash()
-            whole = log.read_bytes()
+            port, whole = b.port, log.read_bytes()
             log.write_bytes(whole[:-1])
             b = await again(stack, b)
             assert b.feeds.records == 2 * RECORDS
+            assert not b.all("warning")
             await b.crash()
+            damaged = bytearray(whole)
+            damaged[whole.rindex(MARKER, 0, whole.rindex(MARKER)) + 20] ^= 1  # of a's, with a whole one behind it
+            log.write_bytes(damaged)
+            b = await again(stack, b, b=port)
+            assert b.rows[0]["text"].startswith(f"{log}: damaged at byte ")
+            b.replica.allow(1)
+            await agree([a, b], 4 * RECORDS)  # the neighbour still had it
+            await b.crash()
+            whole = log.read_bytes()
         damaged = bytearray(whole)
         damaged[len(whole) // 2] ^= 1
         log.write_bytes(damaged)
@@ -329,6 +340,57 @@ def test_a_full_disk_ends_us_only_when_our_own_batch_could_be_lost(
             b = await again(stack, b, b=b.port)
             b.replica.allow(1)
             await agree([a, b], 5 * RECORDS)  # what was not kept comes from the neighbour
+
+    asyncio.run(scenario())
+
+
+def test_what_is_ours_and_came_back_must_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our log was lost, a neighbour tells us of our feed, and the disk is full: it would not tell us again."""
+    append, is_full = Log.append, False
+
+    def limited(self: Log, batches: Any, rulings: Any = (), sync: bool = False) -> None:
+        if is_full and self.path.parent.name == "b":
+            raise LocalError(f"{self.path}: could not be written: no space left on the disk")
+        append(self, batches, rulings, sync)
+
+    monkeypatch.setattr(Log, "append", limited)
+
+    async def scenario() -> None:
+        nonlocal is_full
+        async with AsyncExitStack() as stack:
+            a, b = await begin(stack, tmp_path, "ab")
+            b.replica.allow(2)
+            await agree([a, b], 2 * RECORDS)
+            await b.crash()
+            (tmp_path / "b" / "records.log").unlink()
+            is_full = True
+            reborn = await again(stack, b, b=b.port)
+            with pytest.raises(LocalError, match=r"b/records\.log: could not be written: no space left on the disk$"):
+                await reborn.end()
+
+    asyncio.run(scenario())
+
+
+def test_what_is_kept_first_is_written_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What we sign must not stand in the log before what the core held when it asked for that."""
+    append, written = Log.append, [Batch(Origin(b""), 0, 0, b"", b"")]
+
+    def noting(self: Log, batches: Any, rulings: Any = (), sync: bool = False) -> None:
+        append(self, batches, rulings, sync)
+        written.extend(batches)
+
+    monkeypatch.setattr(Log, "append", noting)
+
+    async def scenario() -> None:
+        async with AsyncExitStack() as stack:
+            (a,) = await begin(stack, tmp_path, "a")
+            theirs = Identity(Ed25519PrivateKey.generate(), a.daemon.manifest.swarm_id)
+            kept = theirs.sign_batch(Batch(theirs.origin, 0, 0, b"b", b""))
+            del written[:]
+            a.seeds.perform(Keep((kept,), ()))
+            future = a.seeds._in_log(a.seeds._sign, Batch(a.origin, 1, 1, bytes(RECORDS), b""))  # pyright: ignore[reportPrivateUsage] (as `perform` queues it)
+            signed = await future  # and the core is not told
+            assert written == [kept, signed.batch]
 
     asyncio.run(scenario())
 

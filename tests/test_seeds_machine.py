@@ -33,7 +33,8 @@ from murmurate.peer.protocol.events import (
     Turn,
 )
 from murmurate.peer.protocol.feeds import Feeds
-from murmurate.peer.protocol.records import Batch, Retraction, Ruling
+from murmurate.peer.protocol.handover import Handover
+from murmurate.peer.protocol.records import Batch, Origin, Retraction, Ruling
 from murmurate.peer.protocol.rumors import Rumors
 
 from .seeds_scene import GOSSIP, GOSSIP_S, RECORDS, ROSTER, RULES, batch, birth, key, retraction
@@ -62,13 +63,18 @@ class Member:
         self.up.clear()
         self.feeds = Feeds(RULES, verify)
         links = [PeerId(NAMES[j]) for j in LINKS[self.index]]
-        self.rumors = Rumors(self.feeds, links, lambda peer: NAMES.index(peer) in self.up, GOSSIP_S)
+
+        def alive(peer: PeerId) -> bool:
+            return NAMES.index(peer) in self.up
+
+        handover = Handover(Origin(b""), self.feeds, links, alive, verify, None, 0, GOSSIP_S)
+        self.rumors = Rumors(self.feeds, links, alive, GOSSIP_S, handover)
         self.tally = Tally(LEDGER, key(self.name))
 
     def fold(self) -> None:
         """Bring the weights up to the set."""
-        batches, closed = self.feeds.take()
-        self.tally.fold(Fold(0, batches, closed))
+        batches, closed, dropped = self.feeds.take()
+        self.tally.fold(Fold(0, batches, closed, dropped=dropped))
 
     @property
     def count(self) -> int:

@@ -71,6 +71,12 @@ class Plain:
     def project(self, update_D: Tensor, directions: noise.Directions) -> Any:
         raise NotImplementedError
 
+    def steps(self) -> Any:
+        raise NotImplementedError
+
+    def put(self, steps_D: Any) -> None:
+        raise NotImplementedError
+
 
 def objective_of(task: Task, epsilon: float = 1e-5) -> tuple[Objective, FlatModel, Plain]:
     model = FlatModel(task.model(), gradients=True)

@@ -246,15 +246,16 @@ def _forget_forks(_self: Feeds, *_: object) -> Judgement:
     return Judgement.KNOWN
 
 
-def _take_again(self: Feeds) -> tuple[tuple[Batch, ...], tuple[()]]:
-    return tuple(one for feed in self for one in feed.batches[1:]), ()
+def _take_again(self: Feeds) -> tuple[tuple[Batch, ...], tuple[()], tuple[()]]:
+    return tuple(one for feed in self for one in feed.batches[1:]), (), ()
 
 
 _take = Feeds.take
 
 
-def _take_no_closings(self: Feeds) -> tuple[tuple[Batch, ...], tuple[()]]:
-    return _take(self)[0], ()
+def _take_no_closings(self: Feeds) -> tuple[tuple[Batch, ...], tuple[()], tuple[Origin, ...]]:
+    batches, _, dropped = _take(self)
+    return batches, (), dropped
 
 
 def _never_sync(self: Disk, *entries: object, sync: bool = False) -> None:

@@ -16,8 +16,19 @@ from murmurate.kernels import noise
 from murmurate.kernels.noise import reference
 from murmurate.peer.errors import ConfigError, LocalError
 from murmurate.peer.learning.exchange.seeds import Changes
+from murmurate.peer.learning.exchange.states import NoState
 from murmurate.peer.learning.flat import FlatModel
-from murmurate.peer.learning.replica import CHUNK, Exact, Lean, Weights, base_of, digest, make_weights, places_of
+from murmurate.peer.learning.replica import (
+    CHUNK,
+    GLANCE,
+    Exact,
+    Lean,
+    Weights,
+    base_of,
+    digest,
+    make_weights,
+    places_of,
+)
 
 SIGNS = 7
 UNIT_LOG2 = -12
@@ -160,8 +171,60 @@ def test_lean_refuses_to_leave_the_grid() -> None:
     for _ in range(5):  # the tracked sum passes the limit, the weights do not
         weights.move(changes((0, 2**22)))
         weights.move(changes((0, -(2**22))))
-    with pytest.raises(LocalError, match="beyond the grid of 2\\^-12"):
-        weights.move(changes((0, 2**23), (1, 1)))
+    weights.settle()
+    before_D = weights._flat_D.clone()  # pyright: ignore[reportPrivateUsage] (nothing else may be changed)
+    for _ in range(2):
+        with pytest.raises(LocalError, match="leaves the grid of 2\\^-12"):
+            weights.move(changes((0, 2**23), (1, 1)))
+        assert torch.equal(weights._flat_D, before_D)  # pyright: ignore[reportPrivateUsage] (as above)
+
+
+WAYS = [
+    [[(0, 2**26)], [(1, 77)], [(0, -(2**26) + 3)], [(2, -9), (4, 2**22)]],
+    [[(1, 77), (2, -9)], [(0, 3)], [(4, 2**22)]],
+    [[(4, 2**23 - 1), (1, 70)], [(4, -(2**22) + 1), (0, 3)], [(1, 7), (2, -9)], [(4, 0)]],
+    [[(2, 2**40)], [(2, -(2**40) - 9)], [(0, 3), (1, 77), (4, 2**22)]],
+]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("more", [0, 2**23, 2**25 + 1, -(2**33) - 5])
+def test_lean_beyond_its_grid_is_still_a_function_of_the_coefficients(parts: int, more: int) -> None:
+    """However they come, on the grid or beyond it: the bits are those of exact weights from the rounded base."""
+    sizes = (20, 20, 2 * GLANCE)  # the last part has several pieces
+    exact = model_of(sizes=sizes)
+    first_D = exact.flat_D.clone()
+    exact.flat_D.copy_(noise.to_grid(exact.flat_D, UNIT_LOG2))
+    reference_ = weights_of(exact, "exact", parts)
+    reference_.move(changes((0, 3), (1, 77), (2, -9), (4, 2**22), (5, more)))
+    reference_.settle()
+    for way in WAYS:
+        model = model_of(sizes=sizes)
+        lean = make_weights(model, UNIT_LOG2, parts, "lean", SIGNS, first_D.clone)
+        for place, moves in enumerate(way):
+            lean.shift(noise.Direction(3, 1), 2.0**-9)
+            lean.move(changes(*(move for move in moves if move[1]), *[(5, more)] * (more != 0 and place == 1)))
+        lean.shift(noise.Direction(3, 1), 2.0**-9)
+        lean.settle()
+        assert torch.equal(model.flat_D, exact.flat_D)
+
+
+def test_lean_beyond_its_grid_offers_no_state_and_comes_back_with_one() -> None:
+    model = model_of()
+    first_D = model.flat_D.clone()
+    lean = make_weights(model, UNIT_LOG2, 1, "lean", SIGNS, first_D.clone)
+    assert isinstance(lean, Lean)
+    home = lean.steps()
+    lean.move(changes((0, 2**25)))
+    assert lean.is_beyond
+    with pytest.raises(NoState):
+        lean.steps()
+    lean.move(changes((0, -(2**25))))
+    assert lean.is_beyond
+    np.testing.assert_array_equal(lean.steps(), home)
+    lean.put((home + 1).astype(np.int32))
+    assert not lean.is_beyond
+    np.testing.assert_array_equal(lean.steps(), home + 1)
 
 
 def test_parts_are_runs_of_tensors_of_about_equal_size() -> None:

@@ -35,7 +35,8 @@ LAYERS: dict[str, frozenset[str]] = {
     "runtime": BASE | {"protocol", "build", "topology", "proto"},
     "lab": BELOW_LAB,
     "console": BELOW_LAB | {"lab"},
-    "cli": BELOW_LAB | {"lab", "console"},
+    "arguments": frozenset(),
+    "cli": BELOW_LAB | {"lab", "console", "arguments"},
 }
 
 # Libraries that only these layers may import.

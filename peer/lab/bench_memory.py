@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from murmurate.kernels import noise
 from murmurate.kernels.noise import yardsticks
@@ -29,8 +28,19 @@ STEPS = 2
 BATCH = 16
 
 
-def measure(mode: str) -> dict[str, int]:
-    """Peak resident bytes of `mode` in a process of its own, and the number of parameters. Linux only."""
+def measure_memory() -> dict[str, float]:
+    """Peaks in bytes, and their shares of what they should be. Linux only."""
+    found = {mode: _in_a_process(mode) for mode in MODES}
+    inference, parameters = found["inference"]["peak_bytes"], found["inference"]["parameters"]
+    return {
+        "parameters": parameters,
+        **{f"{mode}_peak_bytes": found[mode]["peak_bytes"] for mode in MODES},
+        "exact_share_of_bound": found["exact"]["peak_bytes"] / (inference + 8 * parameters),
+        "lean_share_of_bound": found["lean"]["peak_bytes"] / inference,
+    }
+
+
+def _in_a_process(mode: str) -> dict[str, int]:
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="murmurate-bench-") as folder:
         target = Path(folder) / "found.json"
@@ -98,17 +108,6 @@ def _forget_peak() -> None:
 def _peak() -> int:
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-
-
-def rows(found: dict[str, dict[str, int]]) -> dict[str, Any]:
-    """Peaks in bytes, and their shares of what they may be."""
-    inference, parameters = found["inference"]["peak_bytes"], found["inference"]["parameters"]
-    return {
-        "parameters": parameters,
-        **{f"{mode}_peak_bytes": found[mode]["peak_bytes"] for mode in MODES},
-        "exact_share_of_bound": found["exact"]["peak_bytes"] / (inference + 8 * parameters),
-        "lean_share_of_bound": found["lean"]["peak_bytes"] / inference,
-    }
 
 
 if __name__ == "__main__":

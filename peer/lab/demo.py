@@ -146,6 +146,9 @@ def clear(folder: Path) -> None:
 class Demo:
     """One run, as a context: on the way out every process is gone."""
 
+    OUT = "runs/demo"
+    ROUNDS = 120
+
     def __init__(self, out: Path, rounds: int, seed: int) -> None:
         if rounds < 30:
             raise ConfigError(f"--rounds {rounds}: should be at least 30, for a crash and a return to fit in")

@@ -17,6 +17,8 @@ from murmurate.peer.protocol.events import (
     Audit,
     Audited,
     Body,
+    Capture,
+    Captured,
     Effect,
     Envelope,
     Event,
@@ -25,6 +27,8 @@ from murmurate.peer.protocol.events import (
     Folded,
     Goodbye,
     Heartbeat,
+    Install,
+    Installed,
     Interrupt,
     Keep,
     Leave,
@@ -83,6 +87,10 @@ KINDS: dict[type[Event] | type[Effect], int] = {
     Keep: 23,
     Fold: 24,
     Audit: 25,
+    Captured: 26,
+    Installed: 27,
+    Capture: 28,
+    Install: 29,
 }
 """How events and effects are told apart in the trace."""
 

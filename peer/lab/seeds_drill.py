@@ -27,6 +27,7 @@ PACING = Pacing(deadline_s=3.0, join_s=4.0, settle_s=1.0)
 HEARTBEAT_S = 1.0
 TIMEOUT_S = 3.5
 GOSSIP_S = 2.0
+STATE_BYTES = 256  # a few batches
 
 
 def seeds_plan(
@@ -45,14 +46,27 @@ def seeds_plan(
     halves_s: float = 0.0,
     train_s: float = 2.5,
     records: int = RECORDS,
+    vouchers: int = 0,
 ) -> SeedsPlan:
-    """A swarm of tallies. The graph: 3 random neighbours each, where it has so many peers."""
+    """A swarm of tallies. `vouchers`: as in core.Seeds; 0: no state is handed over.
+
+    The graph: 3 random neighbours each, where it has so many peers.
+    """
     topology = topology or _graph(peers, seed)
     roster = tuple(PeerId(f"p{i:04}") for i in range(peers))
     rules = Rules(roster=frozenset(roster), records=records, codes=records, authorities=frozenset({AUTHORITY}))
 
     def make_core(i: int, origin: Origin) -> Peer:
-        seeds = Seeds(me=roster[i], origin=origin, rules=rules, verify=verify, shared=shared, gossip_s=GOSSIP_S)
+        seeds = Seeds(
+            me=roster[i],
+            origin=origin,
+            rules=rules,
+            verify=verify,
+            shared=shared,
+            gossip_s=GOSSIP_S,
+            state_bytes=STATE_BYTES if vouchers else None,
+            vouchers=vouchers,
+        )
         return Peer(Neighbourhood(roster[i], roster, topology), pacing, HEARTBEAT_S, TIMEOUT_S, seeds)
 
     return SeedsPlan(

@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 from murmurate.peer.protocol.events import (
     Audit,
     Audited,
+    Capture,
     Effect,
     Event,
     Fold,
     Folded,
+    Install,
+    Installed,
     Keep,
     Restored,
     Sign,
@@ -19,7 +22,7 @@ from murmurate.peer.protocol.events import (
     Started,
     Trained,
 )
-from murmurate.peer.protocol.records import Batch, Fork, Origin, Retraction, Ruling
+from murmurate.peer.protocol.records import Batch, Fork, Ground, Origin, Retraction, Ruling
 
 from .life import Life, Stage, World
 from .seeds_referee import SeedsReferee
@@ -35,6 +38,8 @@ class Disk:
     origin: Origin
     entries: list[Batch | Ruling] = field(default_factory=list[Batch | Ruling])
     synced: int = 0  # so many of them no crash can lose
+    ground: Ground | None = None  # what comes before them
+    pieces: tuple[bytes, ...] = ()
 
     def append(self, *entries: Batch | Ruling, sync: bool = False) -> None:
         """Write, and with `sync` make sure of everything written so far."""
@@ -47,7 +52,20 @@ class Disk:
         self.synced = len(self.entries)  # whatever survived a crash is on the disk
         batches = tuple(entry for entry in self.entries if isinstance(entry, Batch))
         rulings = tuple(entry for entry in self.entries if not isinstance(entry, Batch))
-        return Restored(batches, rulings)
+        return Restored(batches, rulings, self.ground)
+
+    def install(self, ground: Ground, pieces: tuple[bytes, ...]) -> None:
+        """Atomically: a state, and of what was here all that is beyond it, one batch after the other."""
+        ends = {state.origin: state.count for state in ground.cut}
+        kept: list[Batch | Ruling] = []
+        for entry in self.entries:
+            if not isinstance(entry, Batch):
+                kept.append(entry)
+            elif entry.number == ends.get(entry.origin, 0):
+                kept.append(entry)
+                ends[entry.origin] = entry.number + 1
+        self.entries, self.ground, self.pieces = kept, ground, pieces
+        self.synced = len(kept)
 
 
 class SeedsLife(Life):
@@ -64,6 +82,12 @@ class SeedsLife(Life):
         """The first events."""
         restored = self.disk.restored()
         round = max((batch.round for batch in restored.batches if batch.origin == self.disk.origin), default=0)
+        if (ground := restored.ground) is not None:
+            installed = self.replica.install(Install(ground, self.disk.pieces))
+            assert installed.sound
+            self._referee.installed(installed, self.replica.weights)
+            own = (r for state, r in zip(ground.cut, ground.rounds, strict=True) if state.origin == self.disk.origin)
+            round = max(round, *own, 0)
         self.feed(restored, len(restored.batches), len(restored.rulings))
         self.feed(Started(round), round, self.incarnation)
 
@@ -78,6 +102,11 @@ class SeedsLife(Life):
                 self._begin(self._pace.mix_s, self._fold, effect)
             case Audit():
                 self._begin(self._pace.mix_s, self._audit, effect)
+            case Capture():
+                captured = self.replica.capture(effect)  # of now, whatever is trained meanwhile
+                self._schedule.after(self._pace.mix_s, self._captured, captured)
+            case Install():
+                self._begin(self._pace.mix_s, self._install, effect)
             case _:
                 raise AssertionError(f"{effect} is of another exchange")
 
@@ -103,6 +132,17 @@ class SeedsLife(Life):
         folded = self.replica.fold(effect)
         self._referee.folded(self.replica.weights)
         return folded
+
+    def _captured(self, captured: Event) -> None:
+        if self.up:
+            self.feed(captured)
+
+    def _install(self, effect: Install) -> Installed:
+        installed = self.replica.install(effect)
+        if installed.sound:
+            self.disk.install(effect.ground, effect.pieces)
+            self._referee.installed(installed, self.replica.weights)
+        return installed
 
     def _audit(self, effect: Audit) -> Audited:
         return self.replica.audit(effect)

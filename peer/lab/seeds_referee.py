@@ -7,12 +7,14 @@ for; rounds grow; one job at a time; what leaves is bounded; after `Leave`, noth
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from murmurate.peer.protocol.core import Peer
-from murmurate.peer.protocol.events import Audit, Effect, Fold, Leave, PeerId, Send, Sign, Train
+from murmurate.peer.protocol.events import Audit, Effect, Fold, Install, Installed, Leave, PeerId, Send, Sign, Train
+from murmurate.peer.protocol.feed import Feed
 from murmurate.peer.protocol.feeds import Feeds
-from murmurate.peer.protocol.records import Batch, Origin
+from murmurate.peer.protocol.records import Batch, FeedState, Origin
 
 from .referee import VIOLATIONS_MAX
 from .tally import Ledger
@@ -26,6 +28,19 @@ class Book:
     published: dict[Origin, dict[int, Batch]] = field(default_factory=dict[Origin, dict[int, Batch]])
     """By number: what was signed, is safe in a log, and may have been shown."""
     violations: list[str] = field(default_factory=list[str])
+
+    def state(self, cut: Iterable[FeedState]) -> int | None:
+        """The weights of these beginnings of feeds; None when some of it is a liar's, and was never published."""
+        weights = 0
+        for state in cut:
+            batches = [batch for n, batch in sorted(self.published.get(state.origin, {}).items()) if n < state.count]
+            feed = Feed(Batch(state.origin, 0, 0, b"", b""))
+            for batch in batches:
+                feed.append(batch)
+            if feed.at(feed.count).head != state.head:
+                return None
+            weights += sum(self.ledger.counting(batch, state.closed) for batch in batches[1:])
+        return weights
 
     def object(self, sentence: str) -> None:
         """Note a violation."""
@@ -45,6 +60,7 @@ class SeedsReferee:
         self._folded: dict[Origin, int] = {}
         self._closed: dict[Origin, int] = {}
         self._expected = 0
+        self._ground = 0  # of what is folded, the part that came as a state
         self._signed_round = -1
         self._busy = ""
         self._left = False
@@ -58,6 +74,16 @@ class SeedsReferee:
         held = self._book.published.setdefault(batch.origin, {}).setdefault(batch.number, batch)
         if held != batch:
             self._object(f"makes its batch {batch.number} a second time, with other codes")
+
+    def installed(self, installed: Installed, weights: int) -> None:
+        """It stands on a state, which must be what its batches, as they were published, give."""
+        cut = installed.ground.cut
+        expected = self._book.state(cut)
+        if expected is not None and expected != weights:
+            self._object("took a state that its batches do not give")
+        self._ground = weights
+        self._folded = {state.origin: state.count - 1 for state in cut}
+        self._closed = {state.origin: state.closed for state in cut if state.closed is not None}
 
     def folded(self, weights: int) -> None:
         """A fold is done."""
@@ -79,11 +105,14 @@ class SeedsReferee:
             case Sign(batch):
                 self._on_sign(batch)
                 self._begin_job(effect)
-            case Fold(_, batches, closed):
+            case Fold(_, batches, closed, dropped=dropped):
                 self._begin_job(effect)
+                for origin in dropped:  # it may come again, from its beginning
+                    self._folded.pop(origin, None)
+                    self._closed.pop(origin, None)
                 self._on_fold(batches, closed)
-                self._expected = self._book.ledger.from_scratch(self._feeds)
-            case Audit():
+                self._expected = self._ground + self._book.ledger.from_scratch(self._feeds)
+            case Audit() | Install():
                 self._begin_job(effect)
             case Leave():
                 self._left = True

@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 
-from murmurate.peer.protocol.events import Audit, Audited, Fold, Folded, Trained
+from murmurate.peer.protocol.events import Audit, Audited, Capture, Captured, Fold, Folded, Install, Installed, Trained
 from murmurate.peer.protocol.feeds import Feed
 from murmurate.peer.protocol.records import Batch, Origin
 from murmurate.peer.protocol.seams import Write
 
 ENTRIES = 64
+PIECE = 64  # bytes of a vector that are handed over at once
 ENTRY_BYTES = 4  # each record adds a byte to every entry: room for 2^24 records
 
 Key = tuple[Origin, int, bytes]
@@ -48,8 +49,8 @@ class Ledger:
         return self.prefix(batch, min(self.records, max(0, closed - (batch.number - 1) * self.records)))
 
     def from_scratch(self, feeds: Iterable[Feed]) -> int:
-        """The weights of exactly these feeds."""
-        return sum(self.counting(batch, feed.closed) for feed in feeds for batch in feed.batches[1:])
+        """The weights of exactly these feeds, above their floors."""
+        return sum(self.counting(batch, feed.closed) for feed in feeds for batch in feed.since(max(1, feed.floor)))
 
 
 class Tally:
@@ -60,6 +61,8 @@ class Tally:
         self._origin = origin
         self._feeds: dict[Origin, list[Batch]] = {}
         self._closed: dict[Origin, int] = {}
+        self._floors: dict[Origin, int] = {}  # how many batches, births not counted, came as a state
+        self.state_bytes: int | None = ENTRIES * ENTRY_BYTES
         self.weights = 0
         self.resting = False  # whether every training is interrupted
 
@@ -76,6 +79,9 @@ class Tally:
 
     def fold(self, effect: Fold) -> Folded:
         """Whatever is asked for: a batch that comes twice counts twice, and the referee will see it."""
+        for origin in effect.dropped:
+            closed = self._closed.pop(origin, None)
+            self.weights -= sum(self._ledger.counting(batch, closed) for batch in self._feeds.pop(origin, ()))
         for batch in effect.batches:
             feed = self._feeds.setdefault(batch.origin, [])
             feed.append(batch)
@@ -90,10 +96,29 @@ class Tally:
             self.weights += self._ledger.counting(batch, closed)
         self._closed[origin] = closed
         first_void = 1 - -closed // self._ledger.records
-        del self._feeds.get(origin, [])[max(0, first_void - 1) :]
+        del self._feeds.get(origin, [])[max(0, first_void - 1 - self._floors.get(origin, 0)) :]
 
     def audit(self, effect: Audit) -> Audited:
         return Audited(effect.digest, weights_digest(self.weights))
+
+    def capture(self, effect: Capture) -> Captured:
+        """The vector without what is beyond the cut, in a few pieces."""
+        cut = {state.origin: state.count for state in effect.cut}
+        beyond = (b for origin, feed in self._feeds.items() for b in feed if b.number >= cut.get(origin, 0))
+        weights = self.weights - sum(self._ledger.counting(batch, self._closed.get(batch.origin)) for batch in beyond)
+        data = weights.to_bytes(ENTRIES * ENTRY_BYTES, "little")
+        return Captured(effect.cut, tuple(data[at : at + PIECE] for at in range(0, len(data), PIECE)))
+
+    def install(self, effect: Install) -> Installed:
+        """Anything of the right length is a vector."""
+        data = b"".join(effect.pieces)
+        if len(data) != ENTRIES * ENTRY_BYTES:
+            return Installed(effect.ground, sound=False)
+        self.weights = int.from_bytes(data, "little")
+        self._feeds.clear()
+        self._floors = {state.origin: state.count - 1 for state in effect.ground.cut}
+        self._closed = {state.origin: state.closed for state in effect.ground.cut if state.closed is not None}
+        return Installed(effect.ground)
 
     def interrupt(self) -> None:
         """A round takes no time: there is nothing to interrupt."""

@@ -4,8 +4,8 @@ Packing, mixing, zeroing gradients and the SAM ascent are then single vector ope
 to cross a seam. Rules
 * The order is that of `named_parameters()`; `schema` spells it out, and all peers must agree on it.
 * Frozen parameters (`requires_grad = False`) are not exchanged: every peer has them from the same base weights.
-* Buffers stay local. The running statistics of a BatchNorm belong to one peer's data and do not survive mixing, so
-  models for gossip should use GroupNorm or LayerNorm.
+* Buffers stay local. The running statistics of a BatchNorm belong to one peer's data and do not survive mixing; with
+  records they keep their first values (`Buffers`). So models for gossip should use GroupNorm or LayerNorm.
 * `.grad` must stay the view it is: `zero_grad(set_to_none=True)` is not for these models.
 """
 
@@ -57,6 +57,20 @@ class FlatModel:
     def _split(self, vector_D: Tensor) -> list[Tensor]:
         parts = vector_D.split([value.numel() for value in self.parameters])
         return [part.view(value.shape) for part, value in zip(parts, self.parameters, strict=True)]
+
+
+class Buffers:
+    """The buffers of a module as they are now, to be brought back after it was used."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._held = [(value, value.detach().clone()) for value in module.buffers()]
+
+    def restore(self) -> None:
+        """Whatever was done to their entries. One that was replaced by another tensor is not found."""
+        with torch.no_grad():
+            for value, before in self._held:
+                if not torch.equal(value, before):  # the most are constants, which may lie in a file's pages
+                    value.copy_(before)
 
 
 def is_finite(vector: Tensor) -> bool:

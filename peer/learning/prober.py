@@ -5,6 +5,8 @@ Rules
   weights are one of the records that were folded. So the log of records is all that a restart needs.
 * With private directions or a pool a step's records move our own weights at once. What was so moved ahead is taken back
   in the fold that brings the round's batch: what the ledger says is all that remains.
+* Buffers are no parameters, so no record brings them: training leaves them as they were, and they stay what the task's
+  model had at first, at every peer.
 * One call at a time, except `interrupt` and `figures`. Seeding touches torch's global generator: two replicas of one
   process must not train at the same time.
 """
@@ -25,11 +27,13 @@ from torch import Tensor, nn
 
 from murmurate.kernels import noise
 from murmurate.peer.config import Config
-from murmurate.peer.errors import ConfigError
+from murmurate.peer.errors import ConfigError, LocalError
 from murmurate.peer.learning.exchange.seeds import NONE, Changes, Ledger, Terms, sum_of
+from murmurate.peer.learning.exchange.states import NoState, cut_up, pack_steps, pack_table, read_steps, read_table
 from murmurate.peer.learning.exchange.votes import divide
 from murmurate.peer.learning.tasks import Task, make_task
-from murmurate.peer.protocol.events import Audit, Audited, Fold, Folded, Trained
+from murmurate.peer.protocol.events import Audit, Audited, Capture, Captured, Fold, Folded, Install, Installed, Trained
+from murmurate.peer.protocol.ground import PIECE_BYTES, PIECES_MAX
 from murmurate.peer.protocol.records import Origin
 from murmurate.peer.protocol.seams import Write
 
@@ -37,10 +41,10 @@ from . import snapshot
 from .attacks import distort_codes
 from .evaluation import evaluate, is_due
 from .ferret import Ferret
-from .flat import FlatModel, Schema, is_finite
+from .flat import Buffers, FlatModel, Schema, is_finite
 from .order import Batches
 from .probes import Objective, Step, find_probe
-from .replica import base_of, digest, make_weights
+from .replica import Lean, base_of, digest, make_weights
 
 Codes = NDArray[np.uint8]
 Ids = NDArray[np.uint64]
@@ -82,10 +86,7 @@ class Prober:
         self._terms = terms_of(config)
         self.payload_bytes = self._terms.batch_bytes
         self._probe = find_probe(config.seeds, task)
-        torch.manual_seed(config.swarm.seed)
-        module = task.model()
-        if config.task.weights:
-            snapshot.load_weights(Path(config.task.weights), module)
+        module = _first_module(config, task)
         self.base = base_of(module, getattr(task, "common", ""))
         _select(module, config.seeds.parameters)
         self._model = FlatModel(module.to(config.runtime.device), gradients=self._probe is None)
@@ -94,6 +95,7 @@ class Prober:
         self.schema = self._model.schema
         self._ferret = None if self._probe else Ferret(config.local, task, self._model)
         self._batches = Batches(config, task.train_size)
+        self._buffers = Buffers(module)
         self._interrupted = threading.Event()
         self._unit = 2.0**config.unit_log2
         self._round, self._step, self._codes = 0, 0, b""  # the round in training
@@ -108,11 +110,21 @@ class Prober:
         signs = noise.derive_key(swarm_id, b"signs")
         self._origin = origin
         self._ledger = Ledger(self._terms, swarm_id)
-        self._weights = make_weights(self._model, self._config.unit_log2, seeds.parts, seeds.memory, signs)
+        self._weights = make_weights(self._model, self._config.unit_log2, seeds.parts, seeds.memory, signs, self._again)
         self._objective = Objective(seeds, self._task, self._model, self._weights, self._unit)
         kind = b"shared" if seeds.directions == "shared" else b"pool"
         self._common_key = noise.derive_key(swarm_id, kind)
         self._note(records=0)
+
+    def _again(self) -> Tensor:
+        """The first weights anew [D]. Raises LocalError when the task makes others the second time."""
+        state = torch.get_rng_state()
+        module = _first_module(self._config, self._task)
+        torch.set_rng_state(state)
+        if base_of(module, getattr(self._task, "common", "")) != self.base:
+            raise LocalError("seeds.memory = 'lean': a weight left the grid, and the task's first weights changed")
+        _select(module, self._config.seeds.parameters)
+        return FlatModel(module.to(self._config.runtime.device), gradients=False).flat_D
 
     # Training -----------------------------------------------------------------------------------------
 
@@ -122,6 +134,7 @@ class Prober:
             self._restart(round)
         began, before = time.perf_counter(), self._step
         complete = self._first_order() if self._ferret else self._probe_steps()
+        self._buffers.restore()  # what ferret's steps left there
         self._interrupted.clear()
         if taken := self._step - before:
             pace = taken * self._batches.size / (time.perf_counter() - began)
@@ -162,6 +175,7 @@ class Prober:
             slopes, losses = self._probe(
                 self._objective, Step(self._task.batch(indices_B), seed + self._step, some, rate)
             )
+            self._buffers.restore()
             codes = noise.encode(np.array(slopes) * (rate / self._unit))
             self._codes += codes.tobytes()
             self._losses += losses
@@ -242,18 +256,21 @@ class Prober:
     def fold(self, effect: Fold) -> Folded:
         """See the seam."""
         self._interrupted.clear()  # came too late for the steps that it meant
-        changes = self._ledger.fold(effect.batches, effect.closed, effect.names)
+        changes = self._ledger.fold(effect.batches, effect.closed, effect.names, effect.dropped)
         if len(self._ahead.deltas):
             changes = sum_of([changes, self._ahead.undone()])
         self._ahead = NONE
         self._round = 0
         self._weights.move(changes)
         self._note(records=self._ledger.records)
-        news = bool(effect.batches or effect.closed)
+        if isinstance(self._weights, Lean) and self._weights.is_beyond:
+            self._note(off_grid=1.0)
+        news = bool(effect.batches or effect.closed or effect.dropped)
         if effect.round and is_due(self._config.rounds, effect.round) and (news or effect.round != self._evaluated):
             self._evaluated = effect.round
             self._weights.settle()
             self._note(**evaluate(self._task, self._model.module))
+            self._buffers.restore()
         return Folded(effect.round)
 
     def audit(self, effect: Audit) -> Audited:
@@ -268,6 +285,65 @@ class Prober:
         self._weights.move(self._ahead)
         return found
 
+    # States -------------------------------------------------------------------------------------------
+
+    @property
+    def state_bytes(self) -> int | None:
+        """See the seam. A pool's coefficients were measured at two to three bytes each."""
+        if not self._terms.has_states:
+            return None
+        size = 3 * self._columns * self._terms.pool
+        if self._terms.directions == "private":
+            size = 4 * self._model.flat_D.numel()
+        return size if size <= PIECE_BYTES * PIECES_MAX else None
+
+    @property
+    def _columns(self) -> int:
+        return 3 if self._terms.sent_ids else 1
+
+    def capture(self, effect: Capture) -> Captured:
+        """See the seam."""
+        cut = {state.origin: state.count for state in effect.cut}
+        if not self._terms.has_states:
+            return Captured(effect.cut, ())
+        try:
+            if self._terms.directions == "pool":
+                return Captured(effect.cut, cut_up(pack_table(self._ledger.table(cut))))
+            there = sum_of([self._ahead.undone(), *self._way_to(cut)])
+        except LocalError:
+            return Captured(effect.cut, ())
+        self._weights.move(there)
+        try:
+            data = pack_steps(self._weights.steps())
+        except NoState:
+            data = b""
+        finally:
+            self._weights.move(there.undone())
+        return Captured(effect.cut, cut_up(data))
+
+    def _way_to(self, cut: Mapping[Origin, int]) -> tuple[Changes, Changes]:
+        """What has to change to have only these batches."""
+        return self._ledger.coefficients().undone(), self._ledger.coefficients(cut)
+
+    def install(self, effect: Install) -> Installed:
+        """See the seam."""
+        ground = effect.ground
+        try:
+            if self._terms.directions == "pool":
+                table_CK = read_table(effect.pieces, self._columns, self._terms.pool)
+                before = (self._ahead, self._ledger.base, self._ledger.coefficients())
+                self._ledger.install(ground.cut, ground.rounds, table_CK)
+                self._weights.move(sum_of([*(part.undone() for part in before), self._ledger.base]))
+            else:
+                self._weights.put(read_steps(effect.pieces, self._model.flat_D.numel()))
+                self._ledger.install(ground.cut, ground.rounds, np.zeros((1, 0), dtype=np.int64))
+        except NoState:
+            return Installed(ground, sound=False)
+        self._ahead = NONE
+        self._round = 0
+        self._note(records=self._ledger.records)
+        return Installed(ground)
+
     @property
     def counts(self) -> Mapping[Origin, int]:
         """How many batches of each feed the weights contain: a cut for `export`."""
@@ -277,19 +353,32 @@ class Prober:
         """See the seam. The file is a plain `state_dict`; `snapshot.save_model` says how to load it."""
         there = self._ahead.undone()
         if cut is not None:
-            there = sum_of([there, self._ledger.coefficients().undone(), self._ledger.coefficients(cut)])
+            there = sum_of([there, *self._way_to(cut)])
         self._weights.move(there)
-        self._weights.settle()
-        tensors = {name: value.detach().clone() for name, value in self._model.module.state_dict().items()}
-        self._weights.move(there.undone())
+        try:
+            self._weights.settle()
+            tensors = {name: value.detach().clone() for name, value in self._model.module.state_dict().items()}
+        finally:
+            self._weights.move(there.undone())
         return lambda path: snapshot.save_model(path, tensors)
 
     def figures(self) -> Mapping[str, float]:
-        """See the seam: loss or score (mean of the round's passes), examples_per_s, records, the task's figures."""
+        """See the seam: loss or score (mean of the round's passes), examples_per_s, records, the task's figures; with
+        lean weights that once left their grid also off_grid.
+        """
         return self._figures  # replaced, never changed
 
     def _note(self, **figures: float) -> None:
         self._figures = {**self._figures, **figures}
+
+
+def _first_module(config: Config, task: Task) -> nn.Module:
+    """The task's model with its first weights. Raises ConfigError for a file that does not fit."""
+    torch.manual_seed(config.swarm.seed)
+    module = task.model()
+    if config.task.weights:
+        snapshot.load_weights(Path(config.task.weights), module)
+    return module
 
 
 def _select(module: nn.Module, pattern: str) -> None:

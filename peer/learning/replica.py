@@ -5,8 +5,10 @@ power of two, so no product rounds. Two ways to keep it, for D parameters:
 
 * `Exact`: base weights and S beside the module. Memory besides the module: D x (bytes of the base dtype + 4), or + 8
   once a sum could leave 32 bits.
-* `Lean`: the module alone. The base is rounded to the grid of the unit and every weight stays below 2^23 units, so
-  adding, perturbing and undoing are exact in float32, in place. Memory besides the module: none.
+* `Lean`: the module alone. The base is rounded to the grid of the unit and while every weight stays below 2^23 units,
+  adding, perturbing and undoing are exact in float32, in place. Memory besides the module: none. Beyond that it goes on
+  as `Exact` does, from the rounded base, which gives the same bits on the grid: so the weights are one function of the
+  coefficients, whatever happened on the way. A liar can so cost its swarm memory, but no peer its life.
 
 The vector is cut into `parts` at the borders of tensors; a direction moves the part numbered index mod parts, and every
 part begins blocks of its own.
@@ -16,8 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -27,19 +29,15 @@ from torch import Tensor, nn
 from murmurate.kernels import noise
 from murmurate.peer.errors import ConfigError, LocalError
 from murmurate.peer.learning.exchange.seeds import Changes
+from murmurate.peer.learning.exchange.states import NoState
 
 from .flat import FlatModel
+from .places import Place, places_of
 
 CHUNK = 2**22  # entries that are hashed or rounded at a time: 16 MiB (a guess)
+GLANCE = 32 * noise.BLOCK  # entries whose sums are looked at before they are applied: 8 MiB (a guess)
 SUMS_MAX = 2**31  # what int32 cannot hold
 GRID_MAX = 2**23  # units; twice as many are still exact in float32, which leaves room for one step and one probe
-
-
-class Place(NamedTuple):
-    """One part of the vector and the number of its first block."""
-
-    span: slice
-    first_block: int
 
 
 class Weights(Protocol):
@@ -69,32 +67,30 @@ class Weights(Protocol):
         """<update, direction> [K], each within its part."""
         ...
 
+    def steps(self) -> NDArray[np.int64]:
+        """Where it stands [D], in whole numbers that are equal at all peers of equal weights."""
+        ...
 
-def make_weights(model: FlatModel, unit_log2: int, parts: int, memory: str, signs: int) -> Weights:
-    """The configured way to keep the weights `model` has now. Raises ConfigError for what it cannot keep."""
-    kind = {"exact": Exact, "lean": Lean}[memory]
-    return kind(model, unit_log2, places_of(model, parts), signs)
+    def put(self, steps_D: NDArray[np.int32]) -> None:
+        """Stand there instead, wherever it stood. Raises NoState for what it cannot keep."""
+        ...
 
 
-def places_of(model: FlatModel, parts: int) -> list[Place]:
-    """Runs of tensors of about equal size. Raises ConfigError when there are fewer tensors than parts."""
-    sizes = [value.numel() for value in model.parameters]
-    if parts > len(sizes):
-        raise ConfigError(f"seeds.parts = {parts}: the model has only {len(sizes)} trainable tensors")
-    places: list[Place] = []
-    start, first_block, used = 0, 0, 0
-    for number in range(parts):
-        stop, goal = start, sum(sizes) * (number + 1) / parts
-        # At least one tensor, up to the border nearest to an even share, and one must be left for each later part.
-        while stop == start or (used < len(sizes) - (parts - 1 - number) and stop + sizes[used] / 2 <= goal):
-            stop += sizes[used]
-            used += 1
-        if number == parts - 1:
-            stop = sum(sizes)
-        places.append(Place(slice(start, stop), first_block))
-        first_block += -(-(stop - start) // noise.BLOCK)
-        start = stop
-    return places
+Again = Callable[[], Tensor]
+"""Makes the flat vector of the first weights anew [D]. Raises LocalError when it cannot."""
+
+
+def make_weights(
+    model: FlatModel, unit_log2: int, parts: int, memory: str, signs: int, again: Again | None = None
+) -> Weights:
+    """The configured way to keep the weights `model` has now. Raises ConfigError for what it cannot keep.
+
+    Without `again` lean weights cannot leave their grid: `move` then raises LocalError.
+    """
+    places = places_of(model, parts)
+    if memory == "exact":
+        return Exact(model, unit_log2, places, signs)
+    return Lean(model, unit_log2, places, signs, again)
 
 
 class _Vector:
@@ -146,11 +142,17 @@ class _Vector:
 class Exact(_Vector):
     """Base weights, integer sums, and the module, which is made from both when it is needed."""
 
-    def __init__(self, model: FlatModel, unit_log2: int, places: list[Place], signs: int) -> None:
+    def __init__(
+        self, model: FlatModel, unit_log2: int, places: list[Place], signs: int, base_D: Tensor | None = None
+    ) -> None:
+        """`base_D`: not what the model holds, but the rounded base of lean weights, which are kept as it is."""
         super().__init__(model, unit_log2, places, signs)
-        self._base_D = self._flat_D.clone()
+        self._base_D = self._flat_D.clone() if base_D is None else base_D
         self._sums_D = torch.zeros(self._flat_D.numel(), dtype=torch.int32, device=self._flat_D.device)
         self._reach = 0  # no |sum| is larger
+        if base_D is not None:  # exact: both are on the grid and below 2^23 units
+            self._sums_D.copy_((base_D - self._flat_D).div_(self._unit))
+            self._reach = 2 * GRID_MAX
         self._stale: set[int] = set()  # parts of which the module is not at w
 
     def move(self, changes: Changes) -> None:
@@ -183,6 +185,16 @@ class Exact(_Vector):
         self._make(self._stale)
         self._stale = set()
 
+    def steps(self) -> NDArray[np.int64]:
+        """See `Weights`."""
+        return self._sums_D.cpu().numpy().astype(np.int64)
+
+    def put(self, steps_D: NDArray[np.int32]) -> None:
+        """See `Weights`."""
+        self._sums_D = torch.from_numpy(steps_D).to(self._flat_D.device, copy=True)
+        self._reach = int(np.abs(steps_D.astype(np.int64)).max(initial=0))
+        self._stale = set(range(len(self._places)))
+
     def _make(self, parts: set[int]) -> None:
         for part in parts:
             span, first_block = self._places[part]
@@ -208,13 +220,15 @@ class Exact(_Vector):
 class Lean(_Vector):
     """The module alone, on the grid of the unit."""
 
-    def __init__(self, model: FlatModel, unit_log2: int, places: list[Place], signs: int) -> None:
+    def __init__(
+        self, model: FlatModel, unit_log2: int, places: list[Place], signs: int, again: Again | None = None
+    ) -> None:
         super().__init__(model, unit_log2, places, signs)
+        self._model, self._again = model, again
+        self._beyond: Exact | None = None  # since a weight left the grid
         if self._flat_D.dtype != torch.float32:
             raise ConfigError(f"seeds.memory = 'lean': needs a model in float32, and this one is {self._flat_D.dtype}")
-        for start in range(0, self._flat_D.numel(), CHUNK):
-            piece = self._flat_D[start : start + CHUNK]
-            piece.copy_(noise.to_grid(piece, unit_log2))
+        _to_grid(self._flat_D, unit_log2)
         self._reach = self._measured()  # units; no |weight| is larger
         if self._reach >= GRID_MAX:
             fitting = unit_log2 + (self._reach // GRID_MAX).bit_length()
@@ -224,39 +238,61 @@ class Lean(_Vector):
             )
         self._shifted: tuple[noise.Direction, float] | None = None
 
+    @property
+    def is_beyond(self) -> bool:
+        """Whether it needs the memory of exact weights."""
+        return self._beyond is not None
+
     def move(self, changes: Changes) -> None:
-        """See `Weights`. Raises LocalError when a weight leaves the grid."""
+        """See `Weights`. Raises LocalError when a weight would leave the grid and cannot; then nothing was changed."""
         self.settle()
+        if self._beyond is None and self._leaves(changes):
+            self._beyond = self._go_beyond()
+        if self._beyond is not None:
+            return self._beyond.move(changes)
         for part, directions, coefficients in self._portions(changes, 2**62):
             span, first_block = self._places[part]
             noise.replay(self._flat_D[span], directions, coefficients, self._signs, self._unit_log2, first_block)
-            self._reach += int(np.abs(coefficients).sum())
-            if self._reach >= GRID_MAX:
-                # Were both |w| before and after below 2^23 units, then the step was below 2^24: nothing was rounded.
-                self._reach = self._measured()
-                if self._reach >= GRID_MAX:
-                    raise LocalError(
-                        f"seeds.memory = 'lean': weights grew to {self._reach * self._unit:.3g}, beyond the grid of "
-                        f"2^{self._unit_log2}; the swarm needs a larger seeds.unit_log2 or memory = 'exact'"
-                    )
+        return None
 
     def shift(self, direction: noise.Direction, epsilon: float) -> None:
         """See `Weights`."""
+        there = self.length(epsilon)
+        if self._beyond is not None:
+            return self._beyond.shift(direction, there)
         here = 0.0
         if self._shifted is not None:
             if self._shifted[0] == direction:
                 here = self._shifted[1]
             else:
                 self.settle()
-        there = self.length(epsilon)
         self._add(direction, there - here)
         self._shifted = (direction, there)
+        return None
 
     def settle(self) -> None:
         """See `Weights`."""
+        if self._beyond is not None:
+            return self._beyond.settle()
         if self._shifted is not None:
             self._add(self._shifted[0], -self._shifted[1])
             self._shifted = None
+        return None
+
+    def steps(self) -> NDArray[np.int64]:
+        """See `Weights`. Raises NoState beyond the grid: a joiner could not stand there."""
+        self.settle()
+        if self._beyond is not None and self._measured() >= GRID_MAX:
+            raise NoState("a weight beyond the grid")
+        return (self._flat_D / self._unit).cpu().numpy().astype(np.int64)
+
+    def put(self, steps_D: NDArray[np.int32]) -> None:
+        """See `Weights`."""
+        reach = int(np.abs(steps_D.astype(np.int64)).max(initial=0))
+        if reach >= GRID_MAX:
+            raise NoState("a weight beyond the grid")
+        self._shifted, self._beyond, self._reach = None, None, reach
+        self._flat_D.copy_(torch.from_numpy(steps_D).to(self._flat_D.device).float() * self._unit)
 
     def length(self, epsilon: float) -> float:
         """The nearest multiple of the unit, so that it can be undone, but never none at all."""
@@ -267,9 +303,56 @@ class Lean(_Vector):
         flat = self._flat_D[span]
         noise.perturb(flat, flat, direction, epsilon, self._signs, first_block)
 
+    def _leaves(self, changes: Changes) -> bool:
+        """Whether a weight would leave the grid. The tracked bound only grows; then the weights say where they are, and
+        at last where they would be."""
+        more = int(np.abs(changes.deltas).sum())
+        if self._reach + more >= GRID_MAX:
+            self._reach = self._measured()
+        if self._reach + more < GRID_MAX:
+            self._reach += more
+            return False
+        reach = self._after(changes)
+        if reach < GRID_MAX:
+            self._reach = reach
+        return reach >= GRID_MAX
+
+    def _after(self, changes: Changes) -> int:
+        """The largest |weight| in units that there would be, a piece at a time."""
+        portions = list(self._portions(changes, 2**62))
+        most = 0
+        for part, (span, first_block) in enumerate(self._places):
+            for start in range(span.start, span.stop, GLANCE):
+                piece = self._flat_D[start : min(span.stop, start + GLANCE)]
+                after = torch.zeros(len(piece), dtype=torch.int64, device=piece.device)
+                block = first_block + (start - span.start) // noise.BLOCK
+                for _, directions, coefficients in (portion for portion in portions if portion[0] == part):
+                    noise.accumulate(after, directions, coefficients, self._signs, block)
+                low, high = torch.aminmax((piece / self._unit).long() - after)
+                most = max(most, -int(low), int(high))
+        return most
+
+    def _go_beyond(self) -> Exact:
+        """The same weights, as exact ones."""
+        if self._again is None:
+            raise LocalError(
+                f"seeds.memory = 'lean': a weight leaves the grid of 2^{self._unit_log2}; the swarm needs a larger "
+                "seeds.unit_log2 or memory = 'exact'"
+            )
+        base_D = _to_grid(self._again(), self._unit_log2)
+        return Exact(self._model, self._unit_log2, self._places, self._signs, base_D)
+
     def _measured(self) -> int:
         low, high = torch.aminmax(self._flat_D)
         return int(max(-float(low), float(high)) / self._unit)
+
+
+def _to_grid(vector_D: Tensor, unit_log2: int) -> Tensor:
+    """Rounds in place, and returns it."""
+    for start in range(0, vector_D.numel(), CHUNK):
+        piece = vector_D[start : start + CHUNK]
+        piece.copy_(noise.to_grid(piece, unit_log2))
+    return vector_D
 
 
 # Integers as wide as an entry, through which numpy (which knows no bfloat16) moves the bits.

@@ -6,7 +6,8 @@ The caller's duties
 1. Feed `Started` first (with `seeds`, `Restored` before it), then whatever happens, with `now` from one monotonic clock
    (seconds; never a wall clock).
 2. Answer every `Train` with one `Trained`, every `Mix` or `Adopt` with one `Mixed`, every `Sign` with one `Signed`,
-   every `Fold` with one `Folded`, every `Audit` with one `Audited`; never feed from inside an effect.
+   every `Fold` with one `Folded`, every `Audit` with one `Audited`, every `Capture` with one `Captured`, every
+   `Install` with one `Installed`; never feed from inside an effect.
 3. `Send` is best effort: no answer, no error. Drop what cannot be delivered.
 4. Perform `Save` before a `Train` that follows it: the snapshot must not contain half of the next round.
 5. After `Leave`, stop feeding.
@@ -19,6 +20,7 @@ from typing import Protocol
 
 from .events import Effect, Event, PeerId, PeerState, Send, Turn
 from .feeds import Feeds, Rules
+from .handover import Handover
 from .membership import Heartbeats, Membership
 from .neighbourhood import Neighbourhood
 from .probing import Probing
@@ -40,6 +42,10 @@ class Seeds:
     shared: bool
     """Whether all peers probe the same directions in a round, and wait for each other's votes."""
     gossip_s: float
+    state_bytes: int | None = None
+    """About what a state costs that is handed to a joiner instead of the log; None: this exchange has none."""
+    vouchers: int = 1
+    """How many neighbours must offer the same state, or all where there are fewer."""
 
 
 class Pace(Protocol):
@@ -78,10 +84,15 @@ class Peer:
             self.rounds: Pace = Rounds(neighbourhood, pacing, self.membership.alive)
             return
         self.feeds = Feeds(seeds.rules, seeds.verify)
-        self._rumors = Rumors(self.feeds, links, self.membership.alive, seeds.gossip_s)
-        self.rounds = Probing(
-            seeds.me, seeds.origin, seeds.shared, links, pacing, self.membership.state, self.feeds, self._rumors
+        alive, state, vouchers = self.membership.alive, self.membership.state, seeds.vouchers
+        self._handover = Handover(
+            seeds.origin, self.feeds, links, alive, seeds.verify, seeds.state_bytes, vouchers, seeds.gossip_s
         )
+        self._rumors = Rumors(self.feeds, links, alive, seeds.gossip_s, self._handover)
+        self._probing = Probing(
+            seeds.me, seeds.origin, seeds.shared, links, pacing, state, self.feeds, self._rumors, self._handover
+        )
+        self.rounds = self._probing
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Take one event at time `now` (seconds), return what is to be done, in order."""
@@ -95,8 +106,12 @@ class Peer:
         return effects + asked
 
     def _gossip(self, rumors: Rumors, event: Event, now: float) -> list[Effect]:
-        spread = rumors.handle(event, now)  # first: the rounds ask what has come
-        return spread + self.rounds.handle(event, now)
+        handed = self._handover.handle(event, now)  # first: gossip goes on from what was installed
+        spread = rumors.handle(event, now)  # before the rounds: they ask what has come
+        asked = self._probing.handle(event, now)
+        # A capture is of what the weights contain, so none is asked for while a fold or an installation runs.
+        captured = [] if self._probing.is_folding or self.phase is Phase.LEFT else self._handover.next_capture()
+        return handed + spread + asked + captured
 
     @property
     def phase(self) -> Phase:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from .events import Body, Have, Rumor, Vector
+from .events import Ask, Body, Have, Offer, Piece, Rumor, Vector
 from .feeds import Feed, Feeds
 from .records import Batch, FeedState, Fork, Origin, Ruling
 
@@ -17,6 +17,9 @@ ITEM_BYTES = 96
 
 ITEMS_MAX = RUMOR_BYTES_MAX // ITEM_BYTES + 1
 """Batches and rulings that an honest rumor can hold."""
+
+RULINGS_MAX = 64
+"""Of those, rulings: they are few, and each may cost two signatures to check. (a guess)"""
 
 TRACE_POINTS = 16  # heads between two that are compared at once: 2^20 batches are searched in five answers (a guess)
 
@@ -33,6 +36,8 @@ class Difference:
     """Our state of the feeds of which they hold more."""
     goals: dict[Origin, int] = field(default_factory=dict[Origin, int])
     """How long they say those are."""
+    barred: set[Origin] = field(default_factory=set[Origin])
+    """Feeds of which they hold more, but no longer what comes next for us."""
     traces: list[FeedState] = field(default_factory=list[FeedState])
     """Heads between the longest common part and the shortest uncommon one of forked feeds."""
 
@@ -47,7 +52,7 @@ def compare(feeds: Feeds, vector: Vector) -> Difference:
         _compare(feeds, origin, states, found)
     if vector.whole:
         for feed in feeds.sorted():
-            if feed.origin not in theirs:
+            if feed.origin not in theirs and not feed.floor:
                 found.offers.append((feed, 0, feed.count))
                 if feed.ruling is not None:
                     found.rulings.append(feed.ruling)
@@ -56,9 +61,12 @@ def compare(feeds: Feeds, vector: Vector) -> Difference:
 
 def _compare(feeds: Feeds, origin: Origin, states: Sequence[FeedState], found: Difference) -> None:
     length = max(0, *(state.count for state in states))
+    floor = max(0, *(state.floor for state in states))
     feed = feeds.get(origin)
     if feed is None:
-        if length > 0:
+        if floor:
+            found.barred.add(origin)
+        elif length > 0:
             found.asks.append(feeds.state_of(origin))
             found.goals[origin] = length
         return
@@ -69,12 +77,16 @@ def _compare(feeds: Feeds, origin: Origin, states: Sequence[FeedState], found: D
     if bad - good == 1:
         found.offers.append((feed, good, bad))  # this is where they part
     elif bad:
-        step = max(1, (bad - good) // TRACE_POINTS)
-        points = [*range(good, bad, step), bad]
+        start = max(good, feed.floor)
+        step = max(1, (bad - start) // TRACE_POINTS)
+        points = [*range(start, bad, step), bad]
         found.traces += [FeedState(origin, count, feed.head(count), feed.closed) for count in points]
-    elif length < (end := min(feed.count, feeds.limit(closed))):
+    elif feed.floor <= length < (end := min(feed.count, feeds.limit(closed))):
         found.offers.append((feed, length, end))
-    if _is_behind(feeds, feed, length, closed):
+    is_earlier = closed is not None and (feed.closed is None or closed < feed.closed)
+    if not is_earlier and feed.count < min(floor, feeds.limit(feed.closed)):
+        found.barred.add(origin)
+    elif is_earlier or feed.count < min(length, feeds.limit(feed.closed)):
         found.asks.append(feed.state())
         found.goals[origin] = length
 
@@ -83,18 +95,12 @@ def _common(feed: Feed, states: Iterable[FeedState]) -> tuple[int, int]:
     """The longest beginning that we share for sure, and the shortest that we do not; 0 when there is none."""
     good, bad = 0, 0
     for state in states:
-        if 0 < state.count <= feed.count:
+        if max(1, feed.floor) <= state.count <= feed.count:
             if feed.head(state.count) == state.head:
                 good = max(good, state.count)
             else:
                 bad = min(bad or state.count, state.count)
     return (good, bad) if good < bad else (good, 0)  # who contradicts himself is not followed
-
-
-def _is_behind(feeds: Feeds, feed: Feed, length: int, closed: int | None) -> bool:
-    if closed is not None and (feed.closed is None or closed < feed.closed):
-        return True
-    return feed.count < min(length, feeds.limit(feed.closed))
 
 
 def size(body: Body) -> int:
@@ -104,8 +110,13 @@ def size(body: Body) -> int:
             return sum(map(_batch_bytes, batches)) + sum(map(_ruling_bytes, rulings))
         case Have(digest, weights):
             return len(digest) + len(weights)
-        case Vector(feeds):
+        case Vector(feeds) | Ask(feeds):
             return sum(len(state.origin) + len(state.head) + 4 for state in feeds)
+        case Offer(ground, digests):
+            proofs = sum(map(_batch_bytes, ground.births)) + sum(map(_ruling_bytes, ground.rulings))
+            return proofs + sum(len(state.origin) + len(state.head) + 12 for state in ground.cut) + 32 * len(digests)
+        case Piece(data=data):
+            return len(data)
         case _:
             return 0
 
@@ -123,7 +134,7 @@ def pack(found: Difference) -> Rumor:
     room = RUMOR_BYTES_MAX
     rulings: list[Ruling] = []
     for ruling in found.rulings:
-        if room <= 0:
+        if room <= 0 or len(rulings) == RULINGS_MAX:
             break
         rulings.append(ruling)
         room -= _ruling_bytes(ruling)
@@ -135,9 +146,9 @@ def pack(found: Difference) -> Rumor:
 
 
 def _take(feed: Feed, start: int, end: int, room: int, batches: list[Batch]) -> int:
-    for number in range(start, end):
+    for batch in feed.batches[start - feed.floor : end - feed.floor]:
         if room <= 0:
             break
-        batches.append(feed.batches[number])
-        room -= _batch_bytes(feed.batches[number])
+        batches.append(batch)
+        room -= _batch_bytes(batch)
     return room

@@ -4,104 +4,101 @@ Rules
 * Closed unions of frozen values: `match` over them is checked for exhaustiveness.
 * No clock, socket, tensor or randomness: time is an argument of `core.Peer.handle`, a payload is opaque bytes.
 * An effect's result comes back as an event: `Train` -> `Trained`, `Mix`/`Adopt` -> `Mixed`, `SetTimer` -> `TimerFired`;
-  with the `seeds` exchange also `Sign` -> `Signed`, `Fold` -> `Folded`, `Audit` -> `Audited`.
+  with the `seeds` exchange also `Sign` -> `Signed`, `Fold` -> `Folded`, `Audit` -> `Audited`, `Capture` -> `Captured`,
+  `Install` -> `Installed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Literal, NamedTuple, NewType
+from typing import Literal
 
-from .records import Batch, FeedState, Origin, Retraction, Ruling
-
-PeerId = NewType("PeerId", str)
-Payload = bytes | bytearray | memoryview
-
-
-class Turn(NamedTuple):
-    """One exchange of models. Round 0 is "not begun"; a round has as many hops as it has gossip steps."""
-
-    round: int
-    hop: int = 0
-
-
-class PeerState(StrEnum):
-    """What we believe of another peer (SWIM's words)."""
-
-    ALIVE = "alive"
-    SUSPECT = "suspect"
-    DEAD = "dead"
-    LEFT = "left"
-
-
-# What crosses a link ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """The sender's model after its local steps (hop 0) or after an earlier mix of the same round (hop > 0)."""
-
-    turn: Turn
-    payload: Payload
-
-
-@dataclass(frozen=True, slots=True)
-class Heartbeat:
-    """A sign of life; `turn` is the newest one the sender has begun."""
-
-    turn: Turn
-
-
-@dataclass(frozen=True, slots=True)
-class Goodbye:
-    """The sender leaves on purpose: do not wait for it, do not call it dead."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rumor:
-    """Batches in the order of their feeds, and what voids some. `more`: the sender has more that the receiver lacks."""
-
-    batches: tuple[Batch, ...] = ()
-    rulings: tuple[Ruling, ...] = ()
-    more: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Have:
-    """A short sign of what the sender holds: equal digests (they may be cut short) are equal sets of records.
-
-    `weights` is the digest of its weights for exactly this set, where it knows one: sets that are equal with weights
-    that are not mean that one of us computes wrongly.
-    """
-
-    digest: bytes
-    weights: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class Vector:
-    """What the sender holds, feed by feed; the answer is a `Rumor` of what it lacks.
-
-    Not `whole`: only these feeds are asked about, and one may come with several counts: its fork is searched.
-    """
-
-    feeds: tuple[FeedState, ...]
-    whole: bool = True
-
-
-Body = Update | Heartbeat | Goodbye | Rumor | Have | Vector
-
-
-@dataclass(frozen=True, slots=True)
-class Envelope:
-    """A body, who sent it, and in which of its lives (`incarnation` grows with every start of the daemon)."""
-
-    sender: PeerId
-    incarnation: int
-    body: Body
-
+from .bodies import (
+    Ask as Ask,
+)
+from .bodies import (
+    Body as Body,
+)
+from .bodies import (
+    Envelope as Envelope,
+)
+from .bodies import (
+    Fetch as Fetch,
+)
+from .bodies import (
+    Goodbye as Goodbye,
+)
+from .bodies import (
+    Have as Have,
+)
+from .bodies import (
+    Heartbeat as Heartbeat,
+)
+from .bodies import (
+    Offer as Offer,
+)
+from .bodies import (
+    Payload as Payload,
+)
+from .bodies import (
+    PeerId as PeerId,
+)
+from .bodies import (
+    PeerState as PeerState,
+)
+from .bodies import (
+    Piece as Piece,
+)
+from .bodies import (
+    Rumor as Rumor,
+)
+from .bodies import (
+    Turn as Turn,
+)
+from .bodies import (
+    Update as Update,
+)
+from .bodies import (
+    Vector as Vector,
+)
+from .facts import (
+    CrowdedOut as CrowdedOut,
+)
+from .facts import (
+    Diverged as Diverged,
+)
+from .facts import (
+    Dropped as Dropped,
+)
+from .facts import (
+    Fact as Fact,
+)
+from .facts import (
+    Joined as Joined,
+)
+from .facts import (
+    PeerChanged as PeerChanged,
+)
+from .facts import (
+    RoundDone as RoundDone,
+)
+from .facts import (
+    Skipped as Skipped,
+)
+from .facts import (
+    Took as Took,
+)
+from .facts import (
+    Unreached as Unreached,
+)
+from .facts import (
+    Verdict as Verdict,
+)
+from .facts import (
+    Voided as Voided,
+)
+from .records import Batch, FeedState, Ground, Origin, Retraction, Ruling
 
 # Timers -------------------------------------------------------------------------------------------
 
@@ -112,82 +109,6 @@ class Timer:
 
     kind: Literal["heartbeat", "deadline", "join", "settle", "gossip"]
     turn: Turn
-
-
-# Facts: what happened, for people and for metrics ---------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class RoundDone:
-    """One round is complete. `folded`: whose payloads were mixed; `missing`: awaited, but not heard in time."""
-
-    round: int
-    waited_s: float
-    folded: tuple[PeerId, ...]
-    missing: tuple[PeerId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """We took the swarm's state from `sources` and go on from `round`."""
-
-    round: int
-    sources: tuple[PeerId, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """The neighbours were ahead, so we joined their round instead of walking through those between."""
-
-    from_round: int
-    to_round: int
-
-
-@dataclass(frozen=True, slots=True)
-class PeerChanged:
-    """Another peer's state, as we see it, changed."""
-
-    peer: PeerId
-    state: PeerState
-
-
-class Verdict(StrEnum):
-    """What became of an envelope or an update that was not kept."""
-
-    FOREIGN = "foreign"  # not a neighbour of ours
-    OUTDATED = "outdated"  # from an earlier life of the sender
-    DUPLICATE = "duplicate"  # this turn of this sender is here already
-    LATE = "late"  # a newer turn of this sender was folded already, or it is too old to be useful
-    MALFORMED = "malformed"  # the payload is not a model of this swarm: wrong length, or not finite
-    FORGED = "forged"  # a batch or a ruling that its origin or authority did not sign
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """An envelope had no effect; `FOREIGN`, `MALFORMED` and `FORGED` are held against the sender."""
-
-    sender: PeerId
-    verdict: Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Voided:
-    """The records of `origin` (a life of `peer`) from `from_seq` on count nowhere any more."""
-
-    origin: Origin
-    peer: PeerId
-    from_seq: int
-    forked: bool  # it signed two different batches with one number; else a retraction
-
-
-@dataclass(frozen=True, slots=True)
-class Diverged:
-    """`peer` holds the same records as we do, and has other weights."""
-
-    peer: PeerId
-
-
-Fact = RoundDone | Joined | Skipped | PeerChanged | Dropped | Voided | Diverged
 
 
 # Events: what a peer is told ------------------------------------------------------------------------
@@ -246,10 +167,14 @@ class Mixed:
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What our log held when we started, each feed in order; told once, before `Started`."""
+    """What our log held when we started, each feed in order; told once, before `Started`.
+
+    `ground`: what came before its batches, where we took a state; the weights contain that already.
+    """
 
     batches: tuple[Batch, ...]
     rulings: tuple[Ruling, ...]
+    ground: Ground | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +197,22 @@ class Audited:
 
     digest: bytes
     weights: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """The state at this cut; no pieces: it cannot be handed over."""
+
+    cut: tuple[FeedState, ...]
+    pieces: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """The weights contain exactly this, and no crash can lose it. Not `sound`: it is no state, and nothing changed."""
+
+    ground: Ground
+    sound: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +245,8 @@ Event = (
     | Signed
     | Folded
     | Audited
+    | Captured
+    | Installed
     | Ruled
     | TimerFired
     | LeaveRequested
@@ -366,13 +309,15 @@ class Fold:
 
     Over all folds, each batch but births comes once, in the order of its feed, our own among them. What is closed once
     stays so in all later folds, and can only be closed earlier; only news is told. `names`: whose lives the origins of
-    the batches are, which their births say.
+    the batches are, which their births say. `dropped`: feeds that are to be forgotten before all else, as if they had
+    never been folded, their closing as well; one of them may come back later, or at once, from its beginning.
     """
 
     round: int
     batches: tuple[Batch, ...]
     closed: tuple[tuple[Origin, int], ...]
     names: tuple[tuple[Origin, PeerId], ...] = field(default=(), compare=False)
+    dropped: tuple[Origin, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,6 +325,27 @@ class Audit:
     """Digest the weights as they are after the last `Fold`, then answer `Audited` with this `digest`."""
 
     digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Write down the state that the weights have with these batches alone, then answer `Captured`.
+
+    All of them are folded, and nothing is closed that the weights were not told. The same cut gives the same bytes at
+    every peer. May be asked while a training runs.
+    """
+
+    cut: tuple[FeedState, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """Forget every record; contain this state instead, and put it into the log in place of what it covers. Then answer
+    `Installed`. Later folds go on behind its cut, and bring again whatever else we hold.
+    """
+
+    ground: Ground
+    pieces: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,4 +386,20 @@ class Report:
     fact: Fact
 
 
-Effect = Train | Mix | Adopt | Sign | Keep | Fold | Audit | Send | SetTimer | Save | Interrupt | Leave | Report
+Effect = (
+    Train
+    | Mix
+    | Adopt
+    | Sign
+    | Keep
+    | Fold
+    | Audit
+    | Capture
+    | Install
+    | Send
+    | SetTimer
+    | Save
+    | Interrupt
+    | Leave
+    | Report
+)

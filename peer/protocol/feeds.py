@@ -7,7 +7,10 @@ Rules
   batch) and its valid retractions. Batches that begin there or later are dropped, and never taken again. Of all rulings
   on a feed only the one that closes it first is kept: it proves all that the others would.
 * A name has at most ORIGINS_PER_PEER_MAX feeds: those whose origins are the smallest, so that all peers keep the same
-  ones. Of a forked birth the smaller one is held, for the same reason.
+  ones. Of a forked birth the smaller one is held, for the same reason. What is crowded out is forgotten, not closed:
+  when a fork of a birth makes room again, it may come back, and is folded anew.
+* A feed may have a floor: a state was taken instead of the batches below it, of which only the birth is held. What
+  reaches below a floor cannot be followed here; it is noted in `deep` and `crowded`, and another state is needed.
 * Two peers hold the same set if and only if their digests are equal. Feeds of one length with two heads are a fork:
   difference.py finds the batch with a few heads in between, wherever it is, and that batch is the proof.
 """
@@ -22,7 +25,19 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .events import PeerId
-from .records import HEAD_BYTES, Batch, FeedState, Fork, Origin, Retraction, Ruling
+from .feed import Feed
+from .records import (
+    HEAD_BYTES,
+    ORIGIN_BYTES,
+    ROUND_MAX,
+    Batch,
+    FeedState,
+    Fork,
+    Ground,
+    Origin,
+    Retraction,
+    Ruling,
+)
 from .seams import Verify
 
 ORIGINS_PER_PEER_MAX = 8
@@ -31,12 +46,6 @@ ORIGINS_PER_PEER_MAX = 8
 BATCHES_MAX = 2**22
 """Longest feed: 48 days of a round each second. A bound on memory, about 300 bytes and the codes for each. (a guess)"""
 
-ROUND_MAX = 2**40
-"""The highest round that is believed: a jump there still leaves room in every counter. (a guess)"""
-
-ORIGIN_BYTES = 32  # an Ed25519 public key (RFC 8032)
-
-_ROUND = struct.Struct("<Q")
 _LINE = struct.Struct(f"<{ORIGIN_BYTES}sQ{HEAD_BYTES}sQ")  # origin, count, head, closed
 _OPEN = 2**64 - 1
 
@@ -46,6 +55,7 @@ class Judgement(Enum):
 
     NEW = "new"
     KNOWN = "known"  # it says nothing that is not held already
+    DEEP = "deep"  # a ruling that reaches below the floor of its feed, and was not heard before
     FORKED = "forked"  # the batch differs from the one held: its feed is closed, and its `ruling` the proof
     GAP = "gap"  # what comes before it is not here
     VOID = "void"  # it is of a part of its feed that counts nowhere
@@ -66,54 +76,6 @@ class Rules:
     """Public keys whose holders may retract."""
 
 
-class Feed:
-    """One origin's batches, as far as they are held."""
-
-    __slots__ = ("batches", "closed", "folded", "heads", "line", "name", "origin", "ruling")
-
-    def __init__(self, origin: Origin) -> None:
-        self.origin = origin
-        self.name = PeerId("")
-        self.batches: list[Batch] = []
-        self.heads: list[bytes] = []  # after each batch
-        self.closed: int | None = None
-        self.ruling: Ruling | None = None  # why it is closed
-        self.folded = 0  # how many batches the weights contain, or will when the running fold is done
-        self.line = b""  # its part of the digest's input; empty: not computed
-
-    @property
-    def count(self) -> int:
-        """Batches held, the birth included."""
-        return len(self.batches)
-
-    @property
-    def round(self) -> int:
-        """Of the newest batch; 0 when there is none but the birth."""
-        return self.batches[-1].round if self.batches else 0
-
-    def head(self, count: int) -> bytes:
-        """The hash over the first `count` batches; b"" for none."""
-        return self.heads[count - 1] if count else b""
-
-    def append(self, batch: Batch) -> None:
-        """At the end."""
-        before = self.heads[-1] if self.heads else self.origin
-        content = b"".join((before, _ROUND.pack(batch.round), batch.codes))
-        self.batches.append(batch)
-        self.heads.append(hashlib.sha256(content).digest()[:HEAD_BYTES])
-        self.line = b""
-
-    def cut(self, count: int) -> None:
-        """Keep no more than the first `count` batches."""
-        del self.batches[count:], self.heads[count:]
-        self.folded = min(self.folded, count)
-        self.line = b""
-
-    def state(self) -> FeedState:
-        """For a `Vector`."""
-        return FeedState(self.origin, self.count, self.head(self.count), self.closed)
-
-
 class Feeds:
     """The replicated set."""
 
@@ -128,6 +90,10 @@ class Feeds:
         self._digest = b""  # empty: not computed since the last change
         self._unfolded: dict[Origin, None] = {}
         self._closings: dict[Origin, int] = {}  # not told to the weights yet
+        self._dropped: dict[Origin, None] = {}  # of which the weights still contain something
+        self._crowded_out: list[tuple[Origin, PeerId]] = []  # not told to the people yet
+        self.deep: dict[Origin, tuple[int, Ruling]] = {}  # what reaches below a floor: its first void record
+        self.crowded = False  # whether a feed with a floor should have gone
 
     def __iter__(self) -> Iterator[Feed]:
         return iter(self._feeds.values())
@@ -184,6 +150,11 @@ class Feeds:
         held = max(0, feed.count - 1) * self.rules.records
         return held if feed.closed is None else min(held, feed.closed)
 
+    def ruling(self, origin: Origin) -> Ruling | None:
+        """The one that closes a feed first, whether we can follow it or not."""
+        feed, deep = self._feeds.get(origin), self.deep.get(origin)
+        return deep[1] if deep is not None else None if feed is None else feed.ruling
+
     def limit(self, closed: int | None) -> int:
         """How many batches begin before `closed`; births begin before everything."""
         return BATCHES_MAX if closed is None else 1 - -closed // self.rules.records
@@ -206,13 +177,15 @@ class Feeds:
         if batch.number > feed.count:
             return Judgement.GAP
         if batch.number == feed.count:
-            if feed.batches and batch.round <= feed.round:
+            if batch.round <= feed.round:
                 return Judgement.MALFORMED
             if not (trusted or self._verify(batch)):
                 return Judgement.FORGED
             self._append(feed, batch)
             return Judgement.NEW
-        held = feed.batches[batch.number]
+        if 0 < batch.number < feed.floor:
+            return Judgement.KNOWN  # or a fork, which those will prove who have its twin
+        held = feed.since(batch.number)[0] if batch.number else feed.birth
         if _content(held) == _content(batch):
             return Judgement.KNOWN
         if not (trusted or self._verify(batch)):
@@ -237,26 +210,50 @@ class Feeds:
 
     def _is_crowded_out(self, birth: Batch) -> bool:
         lives = self._lives[self._names[birth.codes]]
-        return len(lives) >= ORIGINS_PER_PEER_MAX and birth.origin > lives[-1]
+        if len(lives) < ORIGINS_PER_PEER_MAX:
+            return False
+        is_smaller = birth.origin < lives[-1]
+        if is_smaller and self._feeds[lives[-1]].floor:
+            self.crowded = True  # what it has to make room for cannot be taken out of our weights
+            return True
+        return not is_smaller
 
     def _admit(self, birth: Batch) -> Judgement:
-        feed = self._feeds[birth.origin] = Feed(birth.origin)
-        insort(self._order, birth.origin)
+        feed = Feed(birth)
         self._append(feed, birth)
-        self._name(feed)
+        self._enter(feed)
         return Judgement.NEW
+
+    def _enter(self, feed: Feed) -> None:
+        self._feeds[feed.origin] = feed
+        insort(self._order, feed.origin)
+        self._name(feed)
 
     def _name(self, feed: Feed) -> None:
         """Count a feed among those of its name; the largest goes when they are too many."""
-        feed.name = self._names[feed.batches[0].codes]
+        feed.name = self._names[feed.birth.codes]
         lives = self._lives[feed.name]
         insort(lives, feed.origin)
         if len(lives) > ORIGINS_PER_PEER_MAX:
-            crowded_out = lives.pop()
-            del self._feeds[crowded_out]
-            self._order.remove(crowded_out)
-            self._unfolded.pop(crowded_out, None)
-            self._closings[crowded_out] = 0
+            self._crowd_out(lives)
+
+    def _crowd_out(self, lives: list[Origin]) -> None:
+        if self._feeds[lives[-1]].floor:
+            self.crowded = True  # as in `_is_crowded_out`; the next one goes until there is another state
+        origin = next(origin for origin in reversed(lives) if not self._feeds[origin].floor)
+        lives.remove(origin)
+        self._order.remove(origin)
+        feed = self._feeds.pop(origin)
+        self._unfolded.pop(origin, None)
+        self._closings.pop(origin, None)
+        if feed.told:
+            self._dropped[origin] = None
+        self._crowded_out.append((origin, feed.name))
+
+    def take_crowded_out(self) -> list[tuple[Origin, PeerId]]:
+        """Which feeds of whom went, since the last call, because there were too many of a name."""
+        taken, self._crowded_out = self._crowded_out, []
+        return taken
 
     def _append(self, feed: Feed, batch: Batch) -> None:
         feed.append(batch)
@@ -269,15 +266,19 @@ class Feeds:
 
     def _fork(self, feed: Feed, held: Batch, batch: Batch) -> Judgement:
         """Two batches of one number, both signed."""
-        if batch.number:
-            self._close(feed, (batch.number - 1) * self.rules.records, Fork(held, batch))
-            return Judgement.FORKED
+        if batch.number or feed.floor:
+            closed = max(0, batch.number - 1) * self.rules.records
+            if (ours := self._ends_at(feed)) is not None and ours <= closed:
+                return Judgement.KNOWN
+            is_deep = self._close(feed, closed, Fork(held, batch)) is Judgement.DEEP
+            return Judgement.DEEP if is_deep else Judgement.FORKED
         was_closed = feed.closed == 0
         if not was_closed:
             self._close(feed, 0, Fork(held, batch))
         if _content(batch) < _content(held):
             self._lives[feed.name].remove(feed.origin)
             feed.cut(0)
+            feed.birth = batch
             self._append(feed, batch)
             self._name(feed)
         elif was_closed:
@@ -296,17 +297,16 @@ class Feeds:
         if feed is None:
             return Judgement.GAP
         closed = (one.number - 1) * self.rules.records
-        if feed.closed is not None and feed.closed <= closed:
+        if (ours := self._ends_at(feed)) is not None and ours <= closed:
             return Judgement.KNOWN
         if not (trusted or (self._verify(one) and self._verify(other))):
             return Judgement.FORGED
-        self._close(feed, closed, fork)
-        return Judgement.NEW
+        return self._close(feed, closed, fork)
 
     def _on_forked_birth(self, fork: Fork, trusted: bool) -> Judgement:
         """The two births tell all, whatever is held of the feed."""
         judgements = [self.accept(birth, trusted) for birth in (fork.one, fork.other)]
-        for judgement in (Judgement.FORGED, Judgement.VOID):
+        for judgement in (Judgement.FORGED, Judgement.VOID, Judgement.DEEP):
             if judgement in judgements:
                 return judgement
         known = all(judgement is Judgement.KNOWN for judgement in judgements)
@@ -320,36 +320,114 @@ class Feeds:
         feed = self._feeds.get(retraction.origin)
         if feed is None:
             return Judgement.GAP
-        if feed.closed is not None and feed.closed <= retraction.from_seq:
+        if (ours := self._ends_at(feed)) is not None and ours <= retraction.from_seq:
             return Judgement.KNOWN
         if not (trusted or self._verify(retraction)):
             return Judgement.FORGED
-        self._close(feed, retraction.from_seq, retraction)
-        return Judgement.NEW
+        return self._close(feed, retraction.from_seq, retraction)
 
-    def _close(self, feed: Feed, closed: int, ruling: Ruling) -> None:
+    def _ends_at(self, feed: Feed) -> int | None:
+        """The first record of which we know that it is void, whether we can follow that or not."""
+        deep = self.deep.get(feed.origin)
+        return feed.closed if deep is None else deep[0]
+
+    def _close(self, feed: Feed, closed: int, ruling: Ruling) -> Judgement:
+        if closed < (feed.floor - 1) * self.rules.records:
+            self.deep[feed.origin] = (closed, ruling)
+            return Judgement.DEEP
         feed.closed, feed.ruling = closed, ruling
         feed.cut(self.limit(closed))
         self._closings[feed.origin] = closed
         self._changed()
+        return Judgement.NEW
 
     # Folding ------------------------------------------------------------------------------------------
 
     @property
     def pending(self) -> bool:
         """Whether there is anything that the weights were not told."""
-        return bool(self._unfolded or self._closings)
+        return bool(self._unfolded or self._closings or self._dropped)
 
-    def take(self) -> tuple[tuple[Batch, ...], tuple[tuple[Origin, int], ...]]:
-        """What the weights were not told: each batch but births once, in the order of its feed; and what is closed."""
+    def take(self) -> tuple[tuple[Batch, ...], tuple[tuple[Origin, int], ...], tuple[Origin, ...]]:
+        """What the weights were not told: each batch but births once, in the order of its feed; what is closed; and
+        what is to be forgotten before all that.
+        """
         batches: list[Batch] = []
         for feed in map(self._feeds.__getitem__, self._unfolded):
-            batches += feed.batches[max(1, feed.folded) :]
-            feed.folded = feed.count
-        closings = tuple(self._closings.items())
+            batches += feed.since(max(1, feed.folded))
+            feed.folded, feed.told = feed.count, True
+        for origin in self._closings:
+            self._feeds[origin].told = True
+        closings, dropped = tuple(self._closings.items()), tuple(self._dropped)
         self._unfolded.clear()
         self._closings.clear()
-        return tuple(batches), closings
+        self._dropped.clear()
+        return tuple(batches), closings, dropped
+
+    # Standing on a state ------------------------------------------------------------------------------
+
+    def ground(self, cut: Collection[FeedState] = ()) -> Ground | None:
+        """What the state at `cut` stands on, or, if that is empty, the state of all that is folded; None when what is
+        folded does not contain exactly this beginning of every feed.
+        """
+        if self._closings or self._dropped:
+            return None  # the weights are about to change
+        states = tuple(cut) or tuple(feed.at(max(1, feed.folded)) for feed in self.sorted())
+        feeds = [feed for state in states if (feed := self._feeds.get(state.origin)) is not None]
+        if len(feeds) < len(states) or {feed.origin for feed in self if feed.floor} - {feed.origin for feed in feeds}:
+            return None
+        for feed, state in zip(feeds, states, strict=True):
+            if not max(1, feed.floor) <= state.count <= max(1, feed.folded) or feed.at(state.count) != state:
+                return None
+        return Ground(
+            states,
+            tuple(feed.round_at(state.count) for feed, state in zip(feeds, states, strict=True)),
+            tuple(feed.birth for feed in feeds),
+            tuple(feed.ruling for feed in feeds if feed.ruling is not None),
+        )
+
+    def admits(self, cut: Collection[FeedState]) -> bool:
+        """Whether such a state contains nothing of which we know that it is void."""
+        for state in cut:
+            feed = self._feeds.get(state.origin)
+            ours = None if feed is None else self._ends_at(feed)
+            is_news = ours is not None and (state.closed is None or ours < state.closed)
+            if ours is not None and is_news and ours < (state.count - 1) * self.rules.records:
+                return False
+        return True
+
+    def install(self, ground: Ground) -> None:
+        """The weights contain exactly this state now: begin anew from it. What we hold beyond it stays, and is to be
+        folded again. `ground` was checked (ground.py), or is our own.
+        """
+        before, deep = self._feeds, self.deep
+        self._feeds, self._order, self.deep, self.crowded = {}, [], {}, False
+        self._lives = {name: [] for name in self._lives}
+        self._unfolded, self._closings, self._dropped = {}, {}, {}
+        self._changed()
+        rulings = {_origin_of(ruling): ruling for ruling in ground.rulings}
+        for state, round, birth in zip(ground.cut, ground.rounds, ground.births, strict=True):
+            feed = Feed(birth, state, round)
+            if not feed.floor:
+                feed.append(birth)
+            feed.folded, feed.closed, feed.ruling = state.count, state.closed, rulings.get(state.origin)
+            feed.told = True
+            held = before.get(state.origin)
+            if held is not None and held.follows(state):
+                for batch in held.since(state.count):
+                    self._append(feed, batch)
+            self._enter(feed)
+        for held in before.values():
+            if held.origin not in self._feeds and not held.floor:
+                held.folded, held.told = 0, False
+                if held.count > 1:
+                    self._unfolded[held.origin] = None
+                if held.closed is not None:
+                    self._closings[held.origin] = held.closed
+                self._enter(held)
+        for ruling in (*(held.ruling for held in before.values()), *(ruling for _, ruling in deep.values())):
+            if ruling is not None:
+                self.rule(ruling, trusted=True)
 
     # Comparing ----------------------------------------------------------------------------------------
 
@@ -361,6 +439,10 @@ class Feeds:
             if feed is not None and feed.count >= min(length, self.limit(feed.closed)):
                 done.append(origin)
         return done
+
+
+def _origin_of(ruling: Ruling) -> Origin:
+    return ruling.one.origin if isinstance(ruling, Fork) else ruling.origin
 
 
 def _content(batch: Batch) -> tuple[int, bytes]:

@@ -4,14 +4,17 @@ Theory of operation
 * A round is one local training, whose codes become one batch of our feed. It is signed and safe in our log before
   anybody sees it (rumors.py spreads it then), and it counts for ourselves only when it is folded, like all others.
 * Shared directions: a round waits for the votes of the feeds that are at most one round behind, or for the deadline;
-  who missed one is not awaited before it speaks again. A late vote still counts: what it changes is corrected exactly.
-  A peer that finds others ahead goes on from their round; how far counts the (f+1)-th most advanced, so that f liars
-  cannot drag us. Private and pooled directions: nobody waits for anybody.
+  who missed one is not awaited before it was in time for another. A late vote still counts: what it changes is
+  corrected exactly. A peer that finds others ahead goes on from the round that f + 1 others have reached, and that at
+  least half of all names have: neither f liars can drag us nor, of three names or more, a single one. Who votes in
+  several names can: a name is not bound to a key. Private and pooled directions: nobody waits for anybody.
 * Start: fold what the log held, hear what the neighbours hold, at most for join_s; then sign our birth, if we have
   none. So a peer whose log was lost or rolled back first hears of its own feed, and continues instead of forking it.
+* A state that is handed over (handover.py) is installed when nothing else runs: before we join, or between two rounds.
 * A peer without neighbours trains alone, and what it found is merged when it meets somebody.
 * A peer that has made all its rounds, or whose feed was closed, is idle: it relays and folds. After its last round it
-  leaves when all live neighbours hold what it holds and nothing new came for a deadline.
+  leaves when all live neighbours hold what it holds and nothing new came for a deadline; for neighbours that never
+  agree it stays a few deadlines.
 * Leave: end the step, say goodbye, go. The log is all that a restart needs.
 """
 
@@ -27,6 +30,7 @@ from .events import (
     Fold,
     Folded,
     Goodbye,
+    Installed,
     Interrupt,
     Joined,
     Leave,
@@ -50,12 +54,17 @@ from .events import (
     Turn,
 )
 from .feeds import Feed, Feeds
+from .handover import Handover
 from .records import Batch, Origin
 from .rounds import Pacing, Phase
 from .rumors import Rumors
 
 AUDIT_S = 60.0
 """Pause between two audits while we train: a billion weights take seconds to digest. (a guess)"""
+
+
+IDLE_DEADLINES_MAX = 3
+"""For so many deadlines without news a peer that is done waits for neighbours to agree with it. (a guess)"""
 
 
 class Probing:
@@ -71,6 +80,7 @@ class Probing:
         state: Callable[[PeerId], PeerState],
         feeds: Feeds,
         rumors: Rumors,
+        handover: Handover,
     ) -> None:
         """`shared`: whether all peers probe the same directions in a round. `state`: as in Membership."""
         self._me = me
@@ -81,6 +91,7 @@ class Probing:
         self._state = state
         self._feeds = feeds
         self._rumors = rumors
+        self._handover = handover
         self.phase = Phase.JOINING
         self.turn = Turn(0)  # the newest begun
         self.complete = 0  # the last complete round
@@ -89,9 +100,12 @@ class Probing:
         self._is_born = False  # whether our birth was signed in this run
         self._is_patient = True  # the join timer still runs
         self._is_settling = False
+        self._is_handed = False  # whether a handover was under way when we last looked
         self._in_round = False  # the next fold completes one
         self._leaving = False
         self._missing: set[PeerId] = set()
+        self._late: set[Origin] = set()  # missed a deadline, and was in time for no vote since
+        self._voted_at: dict[int, float] = {}  # when we began to wait for the votes of a round; the latest deadline_s
         self._folding: tuple[PeerId, ...] = ()  # whose batches the running fold has
         self._folded_digest = b""  # of the set that the weights contain
         self._waiting_since = 0.0
@@ -104,8 +118,13 @@ class Probing:
         """The newest round of any life of `peer` that we hold."""
         return max((feed.round for feed in self._feeds.lives(peer)), default=0)
 
+    @property
+    def is_folding(self) -> bool:
+        """Whether the weights do not contain yet what they were told."""
+        return self._is_busy
+
     def handle(self, event: Event, now: float) -> list[Effect]:
-        """See core.Peer.handle; `rumors` was told already."""
+        """See core.Peer.handle; `rumors` and `handover` were told already."""
         if self.phase is Phase.LEFT:
             return []
         match event:
@@ -118,6 +137,8 @@ class Probing:
             case Audited():
                 self._is_busy = False
                 return self._next(now)
+            case Installed():
+                return self._on_installed(now)
             case Restored():
                 return []  # nothing begins before the start
             case Started():
@@ -134,6 +155,7 @@ class Probing:
 
     def _go_on(self, now: float) -> list[Effect]:
         """After anything that may have ended a wait."""
+        self._late = {origin for origin in self._late if self._is_late(origin, now)}
         if self.phase is Phase.JOINING:
             return self._try_join(now)
         if self.phase is Phase.WAITING and not self._awaited():
@@ -181,6 +203,12 @@ class Probing:
 
     def _try_join(self, now: float) -> list[Effect]:
         self.phase = Phase.JOINING
+        if self._handover.under_way:
+            self._is_handed = True
+            return self._install(now)
+        if self._is_handed:  # or not, and what is left comes as a log: either way the neighbours get their time again
+            self._is_handed, self._is_patient = False, bool(self._links)
+            return [SetTimer(Timer("join", Turn(0)), self._pacing.join_s), *self._try_join(now)]
         live = [peer for peer in self._links if self._alive(peer)]
         are_level = all(map(self._rumors.level, live))
         if not self._is_patient or (are_level and len(live) == len(self._links)):
@@ -196,12 +224,29 @@ class Probing:
         if self.phase is not Phase.JOINING:
             return []
         live = [peer for peer in self._links if self._alive(peer)]
-        if live and all(map(self._rumors.level, live)):
+        if live and all(map(self._rumors.level, live)) and not self._handover.under_way:
             return self._join(now)
         return self._try_join(now)
 
+    def _install(self, now: float) -> list[Effect]:
+        """Take the state that was handed over, if it is there."""
+        effects = self._handover.next_install(now)
+        if effects:
+            self._is_busy = True
+            if self.phase is not Phase.IDLE:
+                self.phase = Phase.FOLDING
+        return effects
+
+    def _on_installed(self, now: float) -> list[Effect]:
+        self._is_busy = False
+        self.complete = max(self.complete, self._own_round())
+        if self._leaving:
+            return self._leave()
+        return self._next(now) if self._is_joined else self._try_join(now)
+
     def _join(self, now: float) -> list[Effect]:
         self._is_joined = True
+        self._handover.close()
         if not self._feeds.pending:
             return self._next(now)
         sources = tuple(peer for peer in self._links if self._alive(peer))
@@ -209,12 +254,16 @@ class Probing:
 
     # The round ----------------------------------------------------------------------------------------
 
-    def _next(self, now: float) -> list[Effect]:
-        """Nothing runs: what comes next."""
+    def _next(self, now: float, was_folded: bool = False) -> list[Effect]:
+        """Nothing runs: what comes next. `was_folded`: a fold ended just now."""
         if self._leaving:
             return self._leave()
+        if self._handover.under_way and (installing := self._install(now)):
+            return installing
         if self.phase is Phase.IDLE:
             return []
+        if self._must_fold(was_folded):
+            return self._fold()
         own, limit = self._own_feed(), self._pacing.rounds_max
         if own is None and self._is_born:
             return self._rest(now)  # our name has too many lives, and we are the one too many
@@ -230,8 +279,18 @@ class Probing:
         skipped = [Report(Skipped(own.round + 1, upcoming))] if upcoming > own.round + 1 else []
         return [Train(upcoming), *skipped]
 
+    def _must_fold(self, was_folded: bool) -> bool:
+        """Whether something is to be folded before we train. What came during a fold waits for the next round's, or a
+        peer to whom much is told would never train; but never what is our own: its records are numbered on from there.
+        """
+        own = self._own_feed()
+        is_ours = own is not None and own.count > max(1, own.folded)
+        return self._feeds.pending and (is_ours or not was_folded)
+
     def _upcoming(self, own_round: int) -> int:
-        """The next round: ours plus one, or with shared directions that of the (f+1)-th most advanced other peer."""
+        """The next round: ours plus one, or with shared directions that of the k-th most advanced other name: k is
+        f + 1, or half of all names if that is more.
+        """
         theirs = 0
         if self._shared:
             newest: dict[PeerId, int] = {}
@@ -239,7 +298,9 @@ class Probing:
                 if feed.closed is None and feed.name != self._me:
                     newest[feed.name] = max(newest.get(feed.name, 0), feed.round)
             rounds = sorted(newest.values(), reverse=True)
-            theirs = rounds[self._pacing.f] if len(rounds) > self._pacing.f else 0
+            names = len(rounds) + 1  # with ours
+            k = max(self._pacing.f + 1, -(-names // 2))
+            theirs = rounds[k - 1] if len(rounds) >= k else 0
         return max(own_round + 1, theirs)
 
     def _on_trained(self, round: int, payload: Payload, complete: bool, now: float) -> list[Effect]:
@@ -251,7 +312,7 @@ class Probing:
             return self._sign(Batch(self._origin, own.count, round, bytes(payload), b""))
         if self._leaving:
             return self._leave()
-        return self._fold() if self._feeds.pending else self._next(now)
+        return self._next(now)
 
     def _sign(self, batch: Batch) -> list[Effect]:
         self.phase = Phase.SIGNING
@@ -266,11 +327,26 @@ class Probing:
             return self._next(now)
         self._in_round = True
         self._missing, self._waited_s = set(), 0.0
+        self._note_vote(now)
         if not self._awaited():
             return self._fold()
         self.phase = Phase.WAITING
         self._waiting_since = now
         return [SetTimer(Timer("deadline", self.turn), self._pacing.deadline_s)]
+
+    def _note_vote(self, now: float) -> None:
+        """We voted, and wait for the others' votes of this round."""
+        while self._voted_at and now - next(iter(self._voted_at.values())) >= self._pacing.deadline_s:
+            del self._voted_at[next(iter(self._voted_at))]
+        self._voted_at[self.turn.round] = now
+
+    def _is_late(self, origin: Origin, now: float) -> bool:
+        """Whether the newest vote of a feed came after we would have stopped waiting for it."""
+        feed = self._feeds.get(origin)
+        if feed is None:
+            return False
+        voted_at = self._voted_at.get(feed.round, now if feed.round > max(self._voted_at, default=0) else None)
+        return voted_at is None or now - voted_at >= self._pacing.deadline_s
 
     def _awaited(self) -> list[Feed]:
         """Whose votes of this round are on their way."""
@@ -279,10 +355,14 @@ class Probing:
     def _awaits(self, feed: Feed) -> bool:
         if feed.round != self.turn.round - 1 or feed.closed is not None or feed.name == self._me:
             return False  # it has voted, or it is away
+        if feed.origin in self._late:
+            return False
         return feed.name not in self._links or self._state(feed.name) not in (PeerState.DEAD, PeerState.LEFT)
 
     def _on_deadline(self, now: float) -> list[Effect]:
-        self._missing = {feed.name for feed in self._awaited()}  # two rounds behind now: not awaited till they speak
+        awaited = self._awaited()
+        self._missing = {feed.name for feed in awaited}
+        self._late |= {feed.origin for feed in awaited}
         return self._end_wait(now)
 
     def _end_wait(self, now: float) -> list[Effect]:
@@ -290,14 +370,14 @@ class Probing:
         return self._fold()
 
     def _fold(self) -> list[Effect]:
-        batches, closed = self._feeds.take()
+        batches, closed, dropped = self._feeds.take()
         if self.phase is not Phase.IDLE:
             self.phase = Phase.FOLDING
         self._is_busy = True
         self._folded_digest = self._feeds.digest
         names = {batch.origin: feed.name for batch in batches if (feed := self._feeds.get(batch.origin)) is not None}
         self._folding = tuple(sorted({*names.values()} - {self._me}))
-        return [Fold(self.turn.round, batches, closed, tuple(names.items()))]
+        return [Fold(self.turn.round, batches, closed, tuple(names.items()), dropped)]
 
     def _on_folded(self, now: float) -> list[Effect]:
         self._is_busy = False
@@ -313,12 +393,13 @@ class Probing:
             return effects + self._try_join(now)
         if now - self._audited_at >= AUDIT_S and self.phase is not Phase.IDLE:
             return effects + self._audit(now)
-        return effects + self._next(now)
+        return effects + self._next(now, was_folded=True)
 
     def _audit(self, now: float) -> list[Effect]:
         self._audited_at = now
         self._is_busy = True
-        return [Audit(self._folded_digest)]
+        # A birth changes the set, and there is nothing to fold.
+        return [Audit(self._folded_digest if self._feeds.pending else self._feeds.digest)]
 
     # The end ------------------------------------------------------------------------------------------
 
@@ -329,15 +410,19 @@ class Probing:
 
     def _on_quiet(self, now: float) -> list[Effect]:
         """A beat of gossip while we are idle: fold what came since, audit what stays, leave when all agree."""
+        if self._handover.under_way and (installing := self._install(now)):
+            return installing
         digest, before = self._feeds.digest, self._quiet_digest
         self._quiet_digest = digest
         if self._feeds.pending:
             return self._fold()
         if digest == before and not self._feeds.weights:
             return self._audit(now)
-        is_quiet = now - max(self._idle_since, self._rumors.changed_at) >= self._pacing.deadline_s
+        if not self._pacing.rounds_max:
+            return []
+        deadlines = (now - max(self._idle_since, self._rumors.changed_at)) / self._pacing.deadline_s
         agree = all(self._rumors.agrees(peer) for peer in self._links if self._alive(peer))
-        return self._leave() if self._pacing.rounds_max and is_quiet and agree else []
+        return self._leave() if deadlines >= (1 if agree else IDLE_DEADLINES_MAX) else []
 
     def _leave(self) -> list[Effect]:
         self.phase = Phase.LEFT

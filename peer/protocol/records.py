@@ -50,6 +50,12 @@ class Retraction:
 Ruling = Fork | Retraction
 
 
+ORIGIN_BYTES = 32  # an Ed25519 public key (RFC 8032)
+
+ROUND_MAX = 2**40
+"""The highest round that is believed: a jump there still leaves room in every counter, and indices of shared directions
+are below 2^64. (a guess)"""
+
 HEAD_BYTES = 16
 """Of SHA-256: an origin that wants to hide a fork of its feed needs two batches of one hash, so 2^64 trials."""
 
@@ -62,3 +68,17 @@ class FeedState:
     count: int  # its batches 0, ..., count - 1
     head: bytes  # the first HEAD_BYTES of a running hash over them, b"" for none: one length, two hashes is a fork
     closed: int | None = None  # the first sequence number that is void; None: none is
+    floor: int = 0  # its sender does not hold the batches below this: it took a state instead of them
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """All feeds at a cut without their batches: what a state that is handed over stands on.
+
+    `cut` is sorted by origin, and each of its feeds has a birth, so a count of 1 at least.
+    """
+
+    cut: tuple[FeedState, ...]
+    rounds: tuple[int, ...]  # of the last batch of each feed
+    births: tuple[Batch, ...]  # of each feed
+    rulings: tuple[Ruling, ...]  # one for each feed that is closed

@@ -8,8 +8,9 @@ Theory of operation
   again. A digest that was ours a moment ago only means that our latest batches are on their way.
 * A batch with a gap before it is dropped, and its sender is asked for the feed at once.
 * Bounds: an answer has at most RUMOR_BYTES_MAX and one item; a neighbour gets at most ANSWERS_MAX of them in each
-  `gossip_s`, and is asked at most twice in it unless its answers bring something new; no feed's gap is asked about more
-  often than that either. So a neighbour that lies about what it holds costs some answers, and delays nobody else's.
+  `gossip_s`, and is asked at most twice in it unless its answers bring something new, about a feed's gap no more often
+  either. So a neighbour that lies about what it holds costs some answers, and delays nobody else's.
+* While a state is taken instead of the log (handover.py), nobody is asked for the log.
 * A batch that was not signed by its origin, or that no honest peer makes, ends the rumor it came in, and is reported.
 """
 
@@ -18,20 +19,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from .difference import ITEMS_MAX, TRACE_POINTS, Difference, compare, pack
+from .difference import ITEMS_MAX, RULINGS_MAX, TRACE_POINTS, Difference, compare, pack
 from .events import (
+    Ask,
     Audited,
+    CrowdedOut,
     Diverged,
     Dropped,
     Effect,
     Envelope,
     Event,
+    Fetch,
     Goodbye,
     Have,
     Heartbeat,
+    Installed,
     Keep,
     LinkUp,
+    Offer,
     PeerId,
+    Piece,
     Received,
     Report,
     Restored,
@@ -44,12 +51,16 @@ from .events import (
     Timer,
     TimerFired,
     Turn,
+    Unreached,
     Update,
     Vector,
     Verdict,
     Voided,
 )
 from .feeds import ORIGINS_PER_PEER_MAX, Feeds, Judgement
+from .ground import origin_of
+from .handover import Handover
+from .neighbour import Neighbour
 from .records import Batch, FeedState, Fork, Origin, Ruling
 
 ANSWERS_MAX = 64
@@ -66,24 +77,6 @@ SIGN_BYTES = 16
 
 
 @dataclass(slots=True)
-class _Neighbour:
-    incarnation: int = 0
-    known: dict[Origin, int] = field(default_factory=dict[Origin, int])  # how much of each feed it holds
-    goals: dict[Origin, int] = field(default_factory=dict[Origin, int])  # how much it said to hold, where we lack some
-    heard: bool = False  # whether, since the link opened, it told what it holds
-    sign: bytes = b""  # the newest digest it told
-    diverged: bytes = b""  # the digest of which we reported that its weights differ
-    answers: int = 0  # in this gossip_s
-    asked_at: float | None = None
-
-    def forget(self) -> None:
-        """A link opens, or another life begins: nothing is certain."""
-        self.known.clear()
-        self.goals.clear()
-        self.heard, self.sign, self.asked_at = False, b"", None
-
-
-@dataclass(slots=True)
 class _News:
     """What one event brought."""
 
@@ -94,14 +87,21 @@ class _News:
 class Rumors:
     """The gossip of one peer."""
 
-    def __init__(self, feeds: Feeds, links: Sequence[PeerId], alive: Callable[[PeerId], bool], gossip_s: float) -> None:
+    def __init__(
+        self,
+        feeds: Feeds,
+        links: Sequence[PeerId],
+        alive: Callable[[PeerId], bool],
+        gossip_s: float,
+        handover: Handover,
+    ) -> None:
         self._feeds = feeds
+        self._handover = handover
         self._alive = alive
-        self._neighbours = {peer: _Neighbour() for peer in links}
+        self._neighbours = {peer: Neighbour() for peer in links}
         self._next_gossip = SetTimer(Timer("gossip", Turn(0)), gossip_s)
         self._ask_s = min(gossip_s / 2, ASK_S_MAX)
         self._vector_max = ORIGINS_PER_PEER_MAX * len(feeds.rules.roster) + TRACE_POINTS + 2
-        self._gaps: dict[Origin, float] = {}  # when we last asked about a gap in each feed
         self._signs: dict[bytes, float] = {}  # our latest digests, and until when they were ours
         self._sign = b""
         self.changed_at = 0.0  # when the set last grew
@@ -111,7 +111,7 @@ class Rumors:
     def level(self, peer: PeerId) -> bool:
         """Whether `peer` told what it holds, and we hold it too."""
         neighbour = self._neighbours[peer]
-        return neighbour.heard and not neighbour.goals
+        return neighbour.heard and not neighbour.goals and not neighbour.barred
 
     def agrees(self, peer: PeerId) -> bool:
         """Whether the newest that `peer` told is exactly what we hold."""
@@ -138,8 +138,12 @@ class Rumors:
             case Started():
                 self._note_digest(now)
                 return [self._next_gossip]
-            case Restored(batches, rulings):
+            case Restored(batches, rulings, ground):
+                if ground is not None:
+                    self._feeds.install(ground)
                 return self._on_restored(batches, rulings)
+            case Installed(_, sound):
+                return self._on_installed(now) if sound else []
             case Ruled(retraction):
                 news = _News()
                 self._rule(retraction, news)
@@ -160,6 +164,20 @@ class Rumors:
         for ruling in rulings:
             self._feeds.rule(ruling, trusted=True)
         return []
+
+    def _on_installed(self, now: float) -> list[Effect]:
+        """The feeds stand on a state now: ask for what is newer."""
+        self.changed_at = now
+        self._note_digest(now)
+        effects: list[Effect] = []
+        for peer, neighbour in self._neighbours.items():
+            for origin in self._feeds.reached(neighbour.goals.items()):
+                del neighbour.goals[origin]
+            neighbour.barred.clear()
+            if self._alive(peer):
+                neighbour.asked_at = None
+                effects += self._ask(peer, neighbour, now)
+        return effects
 
     def _on_signed(self, batch: Batch, now: float) -> list[Effect]:
         feed = self._feeds.get(batch.origin)
@@ -203,30 +221,31 @@ class Rumors:
                 return self._on_vector(sender, neighbour, body, now)
             case Update():
                 return [Report(Dropped(sender, Verdict.MALFORMED))]  # models are not gossiped here
-            case Heartbeat() | Goodbye():
+            case Heartbeat() | Goodbye() | Ask() | Offer() | Fetch() | Piece():
                 return []
 
-    def _on_have(self, peer: PeerId, neighbour: _Neighbour, have: Have, now: float) -> list[Effect]:
+    def _on_have(self, peer: PeerId, neighbour: Neighbour, have: Have, now: float) -> list[Effect]:
         neighbour.sign = have.digest
         if self.agrees(peer):
             neighbour.heard = True
             neighbour.goals.clear()
+            neighbour.barred.clear()
             for feed in self._feeds:
                 neighbour.known[feed.origin] = feed.count
             return self._compare_weights(peer, neighbour, have)
         moment_ago = self._signs.get(have.digest)
         if neighbour.heard and moment_ago is not None and now - moment_ago < self._ask_s:
             return []  # what we spread since is on its way
-        return self._ask(peer, neighbour, now)
+        return [] if self._handover.defers(peer, now) else self._ask(peer, neighbour, now)
 
-    def _compare_weights(self, peer: PeerId, neighbour: _Neighbour, have: Have) -> list[Effect]:
+    def _compare_weights(self, peer: PeerId, neighbour: Neighbour, have: Have) -> list[Effect]:
         ours = self._feeds.weights[:SIGN_BYTES]
         if not ours or not have.weights or have.weights == ours or neighbour.diverged == have.digest:
             return []
         neighbour.diverged = have.digest
         return [Report(Diverged(peer))]
 
-    def _ask(self, peer: PeerId, neighbour: _Neighbour, now: float, feeds: Sequence[FeedState] = ()) -> list[Effect]:
+    def _ask(self, peer: PeerId, neighbour: Neighbour, now: float, feeds: Sequence[FeedState] = ()) -> list[Effect]:
         """Ask for all that we lack, or for these feeds; not twice in a short time."""
         if neighbour.asked_at is not None and now - neighbour.asked_at < self._ask_s:
             return []
@@ -234,26 +253,35 @@ class Rumors:
         vector = Vector(tuple(feeds), whole=False) if feeds else Vector(self._feeds.states())
         return [Send(peer, vector)]
 
-    def _on_vector(self, peer: PeerId, neighbour: _Neighbour, vector: Vector, now: float) -> list[Effect]:
+    def _on_vector(self, peer: PeerId, neighbour: Neighbour, vector: Vector, now: float) -> list[Effect]:
         if len(vector.feeds) > self._vector_max:
             return [Report(Dropped(peer, Verdict.MALFORMED))]
         found = compare(self._feeds, vector)
         if vector.whole:
             neighbour.heard = True
-            neighbour.goals = found.goals
+            neighbour.goals, neighbour.barred = found.goals, found.barred
             neighbour.known = {state.origin: state.count for state in vector.feeds}
         effects = self._answer(peer, neighbour, found)
         if found.traces and self._may_answer(neighbour):
             effects.append(Send(peer, Vector(tuple(found.traces[: self._vector_max]), whole=False)))
-        if found.asks:
+        effects += self._handover.consider(peer, vector, self._is_stuck(), now)
+        if found.asks and not self._handover.hushes:
             effects += self._ask(peer, neighbour, now, found.asks)
         return effects
 
-    def _may_answer(self, neighbour: _Neighbour) -> bool:
+    def _is_stuck(self) -> bool:
+        """Whether all live neighbours were heard, and what we lack of some feed none of them has."""
+        live = [neighbour for peer, neighbour in self._neighbours.items() if self._alive(peer)]
+        if not all(neighbour.heard for neighbour in live):
+            return False
+        reachable = {origin for neighbour in live for origin in neighbour.goals}
+        return any(neighbour.barred - reachable for neighbour in live)
+
+    def _may_answer(self, neighbour: Neighbour) -> bool:
         neighbour.answers += 1
         return neighbour.answers <= ANSWERS_MAX
 
-    def _answer(self, peer: PeerId, neighbour: _Neighbour, found: Difference) -> list[Effect]:
+    def _answer(self, peer: PeerId, neighbour: Neighbour, found: Difference) -> list[Effect]:
         if not (found.offers or found.rulings) or not self._may_answer(neighbour):
             return []
         rumor = pack(found)
@@ -261,45 +289,45 @@ class Rumors:
             neighbour.known[batch.origin] = batch.number + 1
         return [Send(peer, rumor)]
 
-    def _on_rumor(self, peer: PeerId, neighbour: _Neighbour, rumor: Rumor, now: float) -> list[Effect]:
-        if len(rumor.batches) + len(rumor.rulings) > ITEMS_MAX:
+    def _on_rumor(self, peer: PeerId, neighbour: Neighbour, rumor: Rumor, now: float) -> list[Effect]:
+        if len(rumor.batches) + len(rumor.rulings) > ITEMS_MAX or len(rumor.rulings) > RULINGS_MAX:
             return [Report(Dropped(peer, Verdict.MALFORMED))]
         news = _News()
         judged = _Judged()
-        for ruling in rumor.rulings:
-            self._judge_ruling(ruling, news, judged)
+        self._judge_rulings(rumor.rulings, news, judged)
         for batch in rumor.batches:
             if judged.verdict is not None:
                 break
             self._judge_batch(batch, neighbour, news, judged)
-        for ruling in judged.early:  # of feeds that began only in this rumor
-            self._judge_ruling(ruling, news, judged)
+        self._judge_rulings(tuple(judged.early), news, judged)  # of feeds that began only in this rumor
         effects = self._spread(news, now)
         if judged.verdict is not None:
             effects.append(Report(Dropped(peer, judged.verdict)))
         if judged.proofs and self._may_answer(neighbour):
-            effects.append(Send(peer, Rumor(rulings=tuple(judged.proofs[:ITEMS_MAX]))))
+            effects.append(Send(peer, Rumor(rulings=tuple(judged.proofs.values())[:RULINGS_MAX])))
         for origin in self._feeds.reached(neighbour.goals.items()):
             del neighbour.goals[origin]
         is_useful = bool(news.batches or news.rulings)
+        if self._handover.hushes:
+            return effects
         if rumor.more and is_useful:
             neighbour.asked_at = None
             return [*effects, *self._ask(peer, neighbour, now)]
-        return effects + self._ask_gaps(peer, judged.gaps, now)
+        return effects + self._ask_gaps(peer, neighbour, judged.gaps, now)
 
-    def _judge_batch(self, batch: Batch, neighbour: _Neighbour, news: _News, judged: _Judged) -> None:
+    def _judge_batch(self, batch: Batch, neighbour: Neighbour, news: _News, judged: _Judged) -> None:
         judgement = self._feeds.accept(batch)
         match judgement:
             case Judgement.NEW:
                 news.batches.append(batch)
-            case Judgement.FORKED:
+            case Judgement.FORKED | Judgement.DEEP:
                 self._closed(batch.origin, news)
             case Judgement.GAP:
                 judged.gaps[batch.origin] = None
             case Judgement.VOID:
                 feed = self._feeds.get(batch.origin)
-                if feed is not None and feed.ruling is not None and feed.ruling not in judged.proofs:
-                    judged.proofs.append(feed.ruling)  # it has not heard
+                if feed is not None and feed.ruling is not None:
+                    judged.proofs[feed.origin] = feed.ruling  # it has not heard
             case Judgement.MALFORMED | Judgement.FORGED:
                 judged.verdict = Verdict[judgement.name]
                 return
@@ -308,40 +336,41 @@ class Rumors:
         if self._feeds.get(batch.origin) is not None and neighbour.known.get(batch.origin, 0) <= batch.number:
             neighbour.known[batch.origin] = batch.number + 1
 
-    def _judge_ruling(self, ruling: Ruling, news: _News, judged: _Judged) -> None:
-        match self._rule(ruling, news):
-            case Judgement.GAP if ruling not in judged.early:
-                judged.early.append(ruling)
-            case Judgement.MALFORMED:
-                judged.verdict = Verdict.MALFORMED
-            case Judgement.FORGED:
-                judged.verdict = Verdict.FORGED
-            case _:
-                pass
+    def _judge_rulings(self, rulings: Iterable[Ruling], news: _News, judged: _Judged) -> None:
+        """Up to the first that no honest neighbour would pass on."""
+        for ruling in rulings:
+            if judged.verdict is not None:
+                return
+            match judgement := self._rule(ruling, news):
+                case Judgement.GAP:
+                    judged.early.append(ruling)
+                case Judgement.MALFORMED | Judgement.FORGED:
+                    judged.verdict = Verdict[judgement.name]
+                case _:
+                    pass
 
     def _rule(self, ruling: Ruling, news: _News) -> Judgement:
         judgement = self._feeds.rule(ruling)
-        if judgement is Judgement.NEW:
-            self._closed(ruling.one.origin if isinstance(ruling, Fork) else ruling.origin, news)
+        if judgement in (Judgement.NEW, Judgement.DEEP):
+            self._closed(origin_of(ruling), news)
         return judgement
 
     def _closed(self, origin: Origin, news: _News) -> None:
-        feed = self._feeds.get(origin)
-        if feed is not None and feed.ruling is not None:
-            news.rulings.append(feed.ruling)
+        if (ruling := self._feeds.ruling(origin)) is not None:
+            news.rulings.append(ruling)
 
-    def _ask_gaps(self, peer: PeerId, gaps: Iterable[Origin], now: float) -> list[Effect]:
+    def _ask_gaps(self, peer: PeerId, neighbour: Neighbour, gaps: Iterable[Origin], now: float) -> list[Effect]:
         asked: list[FeedState] = []
         for origin in gaps:
-            asked_at = self._gaps.get(origin)
+            asked_at = neighbour.gaps.get(origin)
             if asked_at is None or now - asked_at >= self._ask_s:
                 asked.append(self._feeds.state_of(origin))
         if not asked:
             return []
-        if len(self._gaps) + len(asked) > self._vector_max:  # so many only when somebody invents origins
-            self._gaps = {origin: at for origin, at in self._gaps.items() if now - at < self._ask_s}
-        del asked[max(0, self._vector_max - len(self._gaps)) :]
-        self._gaps.update((state.origin, now) for state in asked)
+        if len(neighbour.gaps) + len(asked) > self._vector_max:  # so many only when it invents origins
+            neighbour.gaps = {origin: at for origin, at in neighbour.gaps.items() if now - at < self._ask_s}
+        del asked[max(0, self._vector_max - len(neighbour.gaps)) :]
+        neighbour.gaps.update((state.origin, now) for state in asked)
         return [Send(peer, Vector(tuple(asked), whole=False))] if asked else []
 
     # Spreading ----------------------------------------------------------------------------------------
@@ -356,27 +385,43 @@ class Rumors:
         effects: list[Effect] = []
         if not kept and (batches or news.rulings):
             effects.append(Keep(tuple(batches), tuple(news.rulings)))
-        effects += [Report(self._voided(ruling)) for ruling in news.rulings]
+        effects += [Report(self._told(ruling)) for ruling in news.rulings]
+        effects += self._forget_crowded_out(news)
         for peer, neighbour in self._neighbours.items():
             if neighbour.heard and self._alive(peer):
                 lacked = tuple(b for b in batches if neighbour.known.get(b.origin, 0) <= b.number)
-                if lacked or news.rulings:
-                    effects.append(Send(peer, Rumor(lacked, tuple(news.rulings))))
+                rulings = tuple(news.rulings)
+                if lacked or rulings:
+                    effects.append(Send(peer, Rumor(lacked, rulings[:RULINGS_MAX])))
+                for start in range(RULINGS_MAX, len(rulings), RULINGS_MAX):
+                    effects.append(Send(peer, Rumor(rulings=rulings[start : start + RULINGS_MAX])))
                 for batch in lacked:
                     neighbour.known[batch.origin] = batch.number + 1
         return effects
+
+    def _forget_crowded_out(self, news: _News) -> list[Effect]:
+        """Nothing is kept about a feed that is not held; it is told of, unless it came and went in one event."""
+        begun = {batch.origin for batch in news.batches if batch.number == 0}
+        gone = self._feeds.take_crowded_out()
+        for neighbour in self._neighbours.values():
+            for origin, _ in gone:
+                neighbour.known.pop(origin, None)
+                neighbour.goals.pop(origin, None)
+                neighbour.gaps.pop(origin, None)
+        return [Report(CrowdedOut(origin, peer)) for origin, peer in gone if origin not in begun]
 
     def _still_holds(self, batch: Batch) -> bool:
         """A ruling in the same rumor may have voided it."""
         feed = self._feeds.get(batch.origin)
         return feed is not None and batch.number < feed.count
 
-    def _voided(self, ruling: Ruling) -> Voided:
-        is_fork = isinstance(ruling, Fork)
-        origin = ruling.one.origin if is_fork else ruling.origin
+    def _told(self, ruling: Ruling) -> Voided | Unreached:
+        origin = origin_of(ruling)
         feed = self._feeds.get(origin)
         peer, closed = (PeerId(""), 0) if feed is None else (feed.name, feed.closed or 0)
-        return Voided(origin, peer, closed, is_fork)
+        if (deep := self._feeds.deep.get(origin)) is not None and deep[1] == ruling:
+            return Unreached(origin, peer, deep[0])
+        return Voided(origin, peer, closed, isinstance(ruling, Fork))
 
     def _note_digest(self, now: float) -> None:
         """From now on the digest is another one."""
@@ -393,4 +438,4 @@ class _Judged:
     verdict: Verdict | None = None
     gaps: dict[Origin, None] = field(default_factory=dict[Origin, None])
     early: list[Ruling] = field(default_factory=list[Ruling])  # on feeds that are not here yet
-    proofs: list[Ruling] = field(default_factory=list[Ruling])  # why some of it is void
+    proofs: dict[Origin, Ruling] = field(default_factory=dict[Origin, Ruling])  # why some of it is void

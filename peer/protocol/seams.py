@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from .events import Adopt, Audit, Audited, Fold, Folded, Mix, Mixed, Trained
+from .events import Adopt, Audit, Audited, Capture, Captured, Fold, Folded, Install, Installed, Mix, Mixed, Trained
 from .records import Batch, Origin, Retraction
 
 Write = Callable[[Path], object]
@@ -72,6 +72,11 @@ class Replica(Protocol):
         """The exact number of codes in every batch but the first of a feed."""
         ...
 
+    @property
+    def state_bytes(self) -> int | None:
+        """About how large a captured state is; None: states cannot be handed over here."""
+        ...
+
     def begin(self, swarm_id: bytes, origin: Origin) -> None:
         """Once, before everything else: the swarm's own directions, and ours."""
         ...
@@ -88,12 +93,22 @@ class Replica(Protocol):
         """The SHA-256 of the weights as they are after the last fold."""
         ...
 
+    def capture(self, effect: Capture) -> Captured:
+        """Write down the state at a cut through what is folded; no pieces when that is not possible."""
+        ...
+
+    def install(self, effect: Install) -> Installed:
+        """Contain this state and nothing else. Its pieces are somebody else's: not `sound` when they are no state."""
+        ...
+
     def interrupt(self) -> None:
         """From any thread: end a running `train` after the current step."""
         ...
 
     def export(self, cut: Mapping[Origin, int] | None = None) -> Write:
-        """Copy the bare model as it is, or as it was with only the first `cut[origin]` batches of each feed."""
+        """Copy the bare model as it is, or as it was with only the first `cut[origin]` batches of each feed. Raises
+        LocalError for a cut below a state that was installed.
+        """
         ...
 
     def figures(self) -> Mapping[str, float]:

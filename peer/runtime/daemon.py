@@ -27,6 +27,7 @@ from murmurate.peer.config import Config, split_address
 from murmurate.peer.errors import ConfigError, LocalError, MurmurateError
 from murmurate.peer.manifest import Manifest
 from murmurate.peer.protocol.events import (
+    CrowdedOut,
     Diverged,
     Dropped,
     Effect,
@@ -45,7 +46,9 @@ from murmurate.peer.protocol.events import (
     Skipped,
     Started,
     TimerFired,
+    Took,
     Train,
+    Unreached,
     Verdict,
     Voided,
 )
@@ -333,7 +336,7 @@ class Daemon:
                 figures = {name: finite(value) for name, value in self.trainer.figures().items()}
                 self._write_row(facts | figures | facts)  # a task's figure never replaces a fact
             case Joined(round, sources):
-                self.tell("joined", round=round, sources=list(sources))
+                self.tell("joined", round=round, sources=list(sources), bytes_received=self.transport.bytes_received)
             case Skipped(from_round, to_round):
                 self.tell("skipped", from_round=from_round, to_round=to_round)
             case PeerChanged(peer, state):
@@ -345,6 +348,12 @@ class Daemon:
                 self.tell("voided", peer=peer, origin=origin.hex(), from_seq=from_seq, forked=forked)
             case Diverged(peer):
                 self.tell("diverged", peer=peer)
+            case Took(sources, batches, size):
+                self.tell("took", sources=list(sources), batches=batches, bytes=size)
+            case Unreached(origin, peer, from_seq):
+                self.tell("unreached", peer=peer, origin=origin.hex(), from_seq=from_seq)
+            case CrowdedOut(origin, peer):
+                self.tell("crowded_out", peer=peer, origin=origin.hex())
 
 
 def round_to(seconds: float) -> float:

@@ -2,11 +2,18 @@
 
     FOLDER/records.log   a header (version, swarm), then entries: marker, length, checksum, a `Rumor` of link.proto
 
+Where a state was taken instead of old batches, the first entry is a `Stored`: it comes in one new file with all that
+the log held beyond it.
+
 Rules
 * The file only grows, at its end. Our own batches are on the disk before anybody sees them; those of others are not
   waited for: what a crash loses of them, the neighbours still have.
-* A crash leaves at worst a torn end, which is cut off at the next start. Damage anywhere else could hide a batch of our
-  own, and whoever makes it again forks its feed: so that is refused, with a way out.
+* Entries that we waited for, with what we signed, are marked. A crash leaves at worst damage behind the last of them,
+  which is cut off at the next start. Damage before one could hide a batch of our own, and whoever makes it again forks
+  its feed: so that is refused, with a way out.
+* Of two batches of ours with one number the one that we were told of counts. We had forgotten it, and what we signed in
+  its place was told to nobody: a batch is told only when the core took it, and it took the other one.
+* What stands before its predecessor, or behind a gap that is filled later, is taken in the order of its feed.
 * Everything is checked again when it is read: form, checksum, signature.
 """
 
@@ -17,16 +24,17 @@ import struct
 import zlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
 from murmurate.peer.errors import LocalError, RemoteError
 from murmurate.peer.protocol.events import Restored, Rumor
-from murmurate.peer.protocol.records import Batch, Fork, Origin, Retraction, Ruling
+from murmurate.peer.protocol.records import Batch, Fork, Ground, Origin, Retraction, Ruling
 from murmurate.proto import link_pb2 as pb
 
-from .packing import pack_rumor, read_rumor
+from .packing import pack_ground, pack_rumor, read_ground, read_rumor
 from .store import reason_of, write_whole
 
 LOG_FILE = "records.log"
@@ -34,8 +42,9 @@ VERSION = 1
 TITLE = b"murmurate records\n"
 HEADER = struct.Struct(f"<{len(TITLE)}sI32s")  # what it is, version, swarm id
 ENTRY = struct.Struct("<4sII")  # marker, length, checksum (CRC-32) of the content
-MARKER = b"\xa7rec"
-"""Begins every entry, so that what follows a damaged one is found."""
+MARKER, WAITED = b"\xa7rec", b"\xa7own"
+"""One of them begins every entry, so that what follows a damaged one is found. `WAITED`: it was on the disk before
+anything else was added, because we signed it or because it is part of a log that was written anew."""
 
 WAY_OUT = (
     "remove it together with key.pem: this peer is then a new origin, and its neighbours give it all records that they "
@@ -43,6 +52,63 @@ WAY_OUT = (
 )
 
 Verify = Callable[[Batch | Retraction], bool]
+
+
+@dataclass(slots=True)
+class _Content:
+    """What the entries of a log say."""
+
+    batches: dict[Origin, list[Batch]] = field(default_factory=dict[Origin, list[Batch]])
+    rulings: dict[Ruling, None] = field(default_factory=dict[Ruling, None])
+    ground: Ground | None = None
+    pieces: tuple[bytes, ...] = ()
+    floors: dict[Origin, int] = field(default_factory=dict[Origin, int])  # the first batches that are not in the state
+    signed: set[tuple[Origin, int]] = field(default_factory=set[tuple[Origin, int]])  # by us, and told by nobody
+    early: dict[tuple[Origin, int], Batch] = field(default_factory=dict[tuple[Origin, int], Batch])  # behind a gap
+
+    def wants(self, batch: Batch, is_signed: bool) -> bool:
+        """Whether `put` would take it."""
+        key, feed = (batch.origin, batch.number), self.batches.get(batch.origin, [])
+        place = batch.number - self.floors.get(batch.origin, 0)
+        if place < 0:
+            return False
+        held = feed[place] if place < len(feed) else self.early.get(key)
+        if held is None:
+            return True
+        is_other = (held.round, held.codes) != (batch.round, batch.codes)
+        return is_other and not is_signed and key in self.signed
+
+    def put(self, batch: Batch, is_signed: bool) -> None:
+        """Take a batch that is wanted. What we signed behind one that was told instead of ours goes with ours."""
+        feed = self.batches.setdefault(batch.origin, [])
+        place = batch.number - self.floors.get(batch.origin, 0)
+        del feed[place:]
+        self.early[batch.origin, batch.number] = batch
+        (self.signed.add if is_signed else self.signed.discard)((batch.origin, batch.number))
+        self._go_on(batch.origin)
+
+    def _go_on(self, origin: Origin) -> None:
+        """Move what is not early any more."""
+        feed, floor = self.batches[origin], self.floors.get(origin, 0)
+        while (following := self.early.pop((origin, floor + len(feed)), None)) is not None:
+            feed.append(following)
+
+    def stand_on(self, ground: Ground, pieces: tuple[bytes, ...]) -> None:
+        """Forget the batches below a cut. What is beyond it stays if nothing is missing between."""
+        before, starts = self.batches, self.floors
+        self.ground, self.pieces = ground, pieces
+        self.floors = {state.origin: state.count for state in ground.cut}
+        self.batches = {}
+        for origin, feed in before.items():
+            start, floor = starts.get(origin, 0), self.floors.get(origin, 0)
+            if start <= floor:
+                self.batches[origin] = feed[floor - start :]
+                self._go_on(origin)
+
+    def restored(self) -> Restored:
+        """As the core is told."""
+        batches = tuple(batch for feed in self.batches.values() for batch in feed)
+        return Restored(batches, tuple(self.rulings), self.ground)
 
 
 class Log:
@@ -53,7 +119,9 @@ class Log:
         self._swarm_id = swarm_id
         self._verify = verify
         self._descriptor = -1
+        self._pieces: tuple[bytes, ...] = ()
         self._size = 0  # up to here the file is whole
+        self.loss = ""  # what `open` had to cut off, in words; empty: nothing, or a torn end
 
     def open(self) -> Restored:
         """What the log holds, each feed in order, without a torn end. Raises LocalError."""
@@ -67,23 +135,57 @@ class Log:
             raise LocalError(f"{self.path}: cannot be read: {error.strerror}") from None
         if data[: HEADER.size] != header:
             raise LocalError(self._explain_header(data))
-        batches: dict[Origin, list[Batch]] = {}
-        rulings: dict[Ruling, None] = {}
+        found = self._read(data)
+        self._cut_torn_end(data)
+        self._pieces = found.pieces
+        return found.restored()
+
+    def take_pieces(self) -> tuple[bytes, ...]:
+        """Of the state that the log began with when it was opened; given away once, because they may be large."""
+        pieces, self._pieces = self._pieces, ()
+        return pieces
+
+    def _read(self, data: bytes) -> _Content:
+        """All entries up to the first that is not whole."""
+        found = _Content()
         self._size = HEADER.size
         while (content := _entry_at(data, self._size)) is not None:
             try:
-                self._take(content, batches, rulings)
+                if self._size == HEADER.size:
+                    self._take_stored(content, found)
+                self._take(content, found, is_signed=data.startswith(WAITED, self._size))
             except (DecodeError, RemoteError) as error:
                 raise LocalError(self._explain_damage(data, str(error))) from None
             self._size += ENTRY.size + len(content)
-        self._cut_torn_end(data)
-        return Restored(tuple(batch for feed in batches.values() for batch in feed), tuple(rulings))
+        return found
+
+    def install(self, ground: Ground, pieces: tuple[bytes, ...]) -> None:
+        """Put a state in place of the batches that it contains. Raises LocalError: then nothing was changed."""
+        try:
+            found = self._read(self.path.read_bytes())
+        except OSError as error:
+            raise LocalError(f"{self.path}: cannot be read: {reason_of(error)}") from None
+        found.stand_on(ground, pieces)
+        restored = found.restored()
+        stored = pb.Stored(ground=pack_ground(ground), pieces=pieces)
+        rumors = pack_rumor(Rumor(restored.batches, restored.rulings))
+        entries = [_entry(message.SerializeToString(), WAITED) for message in (stored, *rumors)]
+        data = b"".join((HEADER.pack(TITLE, VERSION, self._swarm_id), *entries))
+        write_whole(self.path, lambda path: path.write_bytes(data))
+        self.close()
+        try:
+            self._descriptor = os.open(self.path, os.O_RDWR)
+        except OSError as error:
+            raise LocalError(f"{self.path}: cannot be opened: {reason_of(error)}") from None
+        self._size = len(data)
 
     def append(self, batches: Sequence[Batch], rulings: Sequence[Ruling] = (), sync: bool = False) -> None:
-        """Add to the end; with `sync`, returns when no crash can lose it. Raises LocalError: then nothing was added."""
+        """Add to the end. Raises LocalError: then nothing was added. `sync`: it is ours and was signed now; returns
+        when no crash can lose it.
+        """
         assert self._descriptor >= 0
         contents = [message.SerializeToString() for message in pack_rumor(Rumor(tuple(batches), tuple(rulings)))]
-        data = b"".join(ENTRY.pack(MARKER, len(entry), zlib.crc32(entry)) + entry for entry in contents)
+        data = b"".join(_entry(content, WAITED if sync else MARKER) for content in contents)
         try:
             view = memoryview(data)
             while view:
@@ -97,49 +199,66 @@ class Log:
             raise LocalError(f"{self.path}: could not be written: {reason_of(error)}") from error
         self._size += len(data)
 
-    def sync(self) -> None:
-        """Returns when no crash can lose what was added. Raises LocalError."""
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise LocalError(f"{self.path}: could not be written: {reason_of(error)}") from error
-
     def close(self) -> None:
         """Nothing is added any more."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
 
-    def _take(self, content: bytes, batches: dict[Origin, list[Batch]], rulings: dict[Ruling, None]) -> None:
+    def _take_stored(self, content: bytes, found: _Content) -> None:
+        """Believe the state that the first entry may be. Raises DecodeError or RemoteError."""
+        stored = pb.Stored.FromString(content)
+        if not stored.HasField("ground"):
+            return
+        ground = read_ground(stored.ground)
+        for birth in ground.births:
+            self._check(birth)
+        self._check_rulings(ground.rulings)
+        found.stand_on(ground, tuple(stored.pieces))
+
+    def _take(self, content: bytes, found: _Content, is_signed: bool) -> None:
         """Believe one entry. Raises DecodeError or RemoteError."""
         rumor = read_rumor(pb.Rumor.FromString(content))
         for batch in rumor.batches:
-            feed = batches.setdefault(batch.origin, [])
             # A disk that was full for a while leaves a gap, and what was heard again comes twice: both are no damage.
-            if batch.number == len(feed):
+            if found.wants(batch, is_signed):
                 self._check(batch)
-                feed.append(batch)
-        for ruling in rumor.rulings:
+                found.put(batch, is_signed)
+        self._check_rulings(rumor.rulings)
+        found.rulings.update(dict.fromkeys(rumor.rulings))
+
+    def _check_rulings(self, rulings: Sequence[Ruling]) -> None:
+        for ruling in rulings:
             for signed in (ruling.one, ruling.other) if isinstance(ruling, Fork) else (ruling,):
                 self._check(signed)
-            rulings[ruling] = None
 
     def _check(self, signed: Batch | Retraction) -> None:
         if not self._verify(signed):
             raise RemoteError("a signature is wrong")
 
     def _cut_torn_end(self, data: bytes) -> None:
-        """Raises LocalError when what follows is no torn end, because an entry stands behind it."""
-        place = data.find(MARKER, self._size + 1)
-        while place >= 0:
-            if _entry_at(data, place) is not None:
-                raise LocalError(self._explain_damage(data, "an entry cannot be read"))
-            place = data.find(MARKER, place + 1)
+        """Raises LocalError when we had waited for what is damaged, or for something behind it."""
+        is_ours = self._stands_behind(data, WAITED)
+        is_damage = is_ours or self._stands_behind(data, MARKER)  # else a torn end, which is no damage
+        if is_ours or (is_damage and data.startswith(WAITED, self._size)):
+            raise LocalError(self._explain_damage(data, "an entry cannot be read"))
+        if is_damage:
+            self.loss = (
+                f"{self.path}: damaged at byte {self._size} of {len(data)}, where only what others made was not safe "
+                "yet: cut off there; the neighbours still have these records"
+            )
         if self._size < len(data):
             try:
                 os.ftruncate(self._descriptor, self._size)
             except OSError as error:
                 raise LocalError(f"{self.path}: could not be written: {reason_of(error)}") from error
+
+    def _stands_behind(self, data: bytes, marker: bytes) -> bool:
+        """Whether a whole entry follows behind what is not whole."""
+        place = data.find(marker, self._size + 1)
+        while place >= 0 and _entry_at(data, place) is None:
+            place = data.find(marker, place + 1)
+        return place >= 0
 
     def _explain_damage(self, data: bytes, why: str) -> str:
         return f"{self.path}: damaged at byte {self._size} of {len(data)}: {why}; {WAY_OUT}"
@@ -153,10 +272,14 @@ class Log:
         return f"{self.path}: belongs to swarm {swarm_id.hex()[:12]}; choose another state_dir or remove the folder"
 
 
+def _entry(content: bytes, marker: bytes) -> bytes:
+    return ENTRY.pack(marker, len(content), zlib.crc32(content)) + content
+
+
 def _entry_at(data: bytes, place: int) -> bytes | None:
     """The content of the entry that begins at `place`; None when there is no whole one."""
     if len(data) < place + ENTRY.size:
         return None
     marker, size, checksum = ENTRY.unpack_from(data, place)
     content = data[place + ENTRY.size : place + ENTRY.size + size]
-    return content if marker == MARKER and len(content) == size and zlib.crc32(content) == checksum else None
+    return content if marker in (MARKER, WAITED) and len(content) == size and zlib.crc32(content) == checksum else None

@@ -12,11 +12,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from murmurate.peer.errors import RemoteError
-from murmurate.peer.protocol.events import Have, Rumor, Vector
-from murmurate.peer.protocol.records import HEAD_BYTES, Batch, FeedState, Fork, Origin, Retraction
+from murmurate.peer.protocol.events import Ask, Fetch, Have, Offer, Piece, Rumor, Vector
+from murmurate.peer.protocol.ground import DIGEST_BYTES, PIECE_BYTES, PIECES_MAX
+from murmurate.peer.protocol.records import (
+    HEAD_BYTES,
+    ORIGIN_BYTES,
+    Batch,
+    FeedState,
+    Fork,
+    Ground,
+    Origin,
+    Retraction,
+)
 from murmurate.proto import link_pb2 as pb
 
-ORIGIN_BYTES = 32  # an Ed25519 public key (RFC 8032)
 SIGNATURE_BYTES = 64
 DIGEST_BYTES_MAX = 32  # SHA-256
 NUMBER_MAX = 2**53  # of batches, rounds and sequence numbers: JSON and doubles hold it exactly
@@ -51,12 +60,7 @@ def pack_rumor(rumor: Rumor) -> Iterator[pb.Rumor]:
     """One message, or several for a long rumor; only the last says that there is more."""
     portions = list(_portions((*rumor.rulings, *rumor.batches)))
     for place, portion in enumerate(portions, start=1):
-        yield pb.Rumor(
-            runs=[_pack_run(run) for run in _runs(item for item in portion if isinstance(item, Batch))],
-            forks=[_pack_fork(item) for item in portion if isinstance(item, Fork)],
-            retractions=[_pack_retraction(item) for item in portion if isinstance(item, Retraction)],
-            more=rumor.more and place == len(portions),
-        )
+        yield _pack_items(portion, more=rumor.more and place == len(portions))
 
 
 def pack_have(have: Have) -> pb.Have:
@@ -68,12 +72,49 @@ def pack_vector(vector: Vector) -> pb.Vector:
     """One message. What is beyond its bound is left out: we are then told what we hold, which does no harm."""
     feeds = vector.feeds[:FEEDS_MAX]
     closed = [0 if feed.closed is None else feed.closed + 1 for feed in feeds]
+    floors = [feed.floor for feed in feeds]
     return pb.Vector(
         origins=b"".join(feed.origin for feed in feeds),
         counts=[feed.count for feed in feeds],
         heads=b"".join(feed.head.ljust(HEAD_BYTES, b"\0") for feed in feeds),
         closed=closed if any(closed) else [],
         partial=not vector.whole,
+        floors=floors if any(floors) else [],
+    )
+
+
+def pack_ask(ask: Ask) -> pb.Ask:
+    """One message."""
+    return pb.Ask(cut=pack_vector(Vector(ask.cut)))
+
+
+def pack_ground(ground: Ground) -> pb.Ground:
+    """One message."""
+    proofs = _pack_items((*ground.births, *ground.rulings))
+    return pb.Ground(cut=pack_vector(Vector(ground.cut)), rounds=ground.rounds, proofs=proofs)
+
+
+def pack_offer(offer: Offer) -> pb.Offer:
+    """One message."""
+    return pb.Offer(ground=pack_ground(offer.ground), digests=b"".join(offer.digests))
+
+
+def pack_fetch(fetch: Fetch) -> pb.Fetch:
+    """One message."""
+    return pb.Fetch(capture=fetch.capture, number=fetch.number)
+
+
+def pack_piece(piece: Piece) -> pb.Piece:
+    """One message."""
+    return pb.Piece(capture=piece.capture, number=piece.number, data=piece.data)
+
+
+def _pack_items(items: Sequence[Item], more: bool = False) -> pb.Rumor:
+    return pb.Rumor(
+        runs=[_pack_run(run) for run in _runs(item for item in items if isinstance(item, Batch))],
+        forks=[_pack_fork(item) for item in items if isinstance(item, Fork)],
+        retractions=[_pack_retraction(item) for item in items if isinstance(item, Retraction)],
+        more=more,
     )
 
 
@@ -178,7 +219,7 @@ def read_vector(message: pb.Vector) -> Vector:
         raise RemoteError(f"a vector of {count} feeds: at most {FEEDS_MAX} are allowed")
     if (len(message.origins), len(message.heads)) != (count * ORIGIN_BYTES, count * HEAD_BYTES):
         raise RemoteError(f"a vector of {count} feeds whose columns are not equally long")
-    if len(message.closed) not in (0, count):
+    if len(message.closed) not in (0, count) or len(message.floors) not in (0, count):
         raise RemoteError(f"a vector of {count} feeds whose columns are not equally long")
     origins, heads = _cut(message.origins, ORIGIN_BYTES), _cut(message.heads, HEAD_BYTES)
     if len(set(origins)) < count and not message.partial:
@@ -186,7 +227,48 @@ def read_vector(message: pb.Vector) -> Vector:
     counts = [_number("a count", value) for value in message.counts]
     heads = [head if held else b"" for head, held in zip(heads, counts, strict=True)]
     closed = [_number("a sequence number", at - 1) if at else None for at in message.closed or [0] * count]
-    return Vector(tuple(map(FeedState, map(Origin, origins), counts, heads, closed)), whole=not message.partial)
+    floors = [_number("a floor", value) for value in message.floors] or [0] * count
+    return Vector(tuple(map(FeedState, map(Origin, origins), counts, heads, closed, floors)), whole=not message.partial)
+
+
+def read_ask(message: pb.Ask) -> Ask:
+    """Raises RemoteError."""
+    return Ask(_read_cut(message.cut))
+
+
+def read_ground(message: pb.Ground) -> Ground:
+    """Raises RemoteError."""
+    cut, proofs = _read_cut(message.cut), read_rumor(message.proofs)
+    if not len(cut) == len(message.rounds) == len(proofs.batches):
+        raise RemoteError(f"a state of {len(cut)} feeds whose columns are not equally long")
+    rounds = tuple(_number("a round", round) for round in message.rounds)
+    return Ground(cut, rounds, proofs.batches, proofs.rulings)
+
+
+def read_offer(message: pb.Offer) -> Offer:
+    """Raises RemoteError."""
+    count, rest = divmod(len(message.digests), DIGEST_BYTES)
+    if rest or not 0 < count <= PIECES_MAX:
+        raise RemoteError(f"{len(message.digests)} bytes of digests: 1 to {PIECES_MAX} of {DIGEST_BYTES} are allowed")
+    return Offer(read_ground(message.ground), tuple(_cut(message.digests, DIGEST_BYTES)))
+
+
+def read_fetch(message: pb.Fetch) -> Fetch:
+    """Raises RemoteError."""
+    return Fetch(_exactly("a name of a state", message.capture, DIGEST_BYTES), message.number)
+
+
+def read_piece(message: pb.Piece) -> Piece:
+    """Raises RemoteError."""
+    data = _at_most("a piece", message.data, PIECE_BYTES)
+    return Piece(_exactly("a name of a state", message.capture, DIGEST_BYTES), message.number, data)
+
+
+def _read_cut(message: pb.Vector) -> tuple[FeedState, ...]:
+    vector = read_vector(message)
+    if not vector.whole or any(state.floor for state in vector.feeds):
+        raise RemoteError("a cut that is partial, or has floors")
+    return vector.feeds
 
 
 def _read_run(run: pb.Run) -> Iterator[Batch]:

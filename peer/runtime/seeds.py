@@ -14,15 +14,27 @@ from typing import TYPE_CHECKING, TypeVar
 
 from murmurate.peer.build import build_core
 from murmurate.peer.errors import LocalError
-from murmurate.peer.protocol.events import Audit, Event, Fold, Keep, Ruled, Save, Sign, Signed, Started, Train
-from murmurate.peer.protocol.feeds import Feed, Feeds
+from murmurate.peer.protocol.events import (
+    Audit,
+    Capture,
+    Event,
+    Fold,
+    Install,
+    Keep,
+    Ruled,
+    Sign,
+    Signed,
+    Started,
+    Train,
+)
+from murmurate.peer.protocol.feeds import BATCHES_MAX, Feed, Feeds
 from murmurate.peer.protocol.records import Batch, Origin, Retraction
 from murmurate.peer.protocol.seams import Replica
 
 from .cuts import cut_text, find, name_of, read_cut
 from .exchange import Exported, Work
 from .identity import Verifier, open_identity
-from .log import Log
+from .log import WAY_OUT, Log
 from .packing import CODES_BYTES_MAX
 from .store import write_whole
 
@@ -43,7 +55,7 @@ class Seeds:
         config, swarm_id = daemon.config, daemon.manifest.swarm_id
         verify = Verifier(swarm_id)
         self.identity = open_identity(config.state_dir, swarm_id)
-        self.core = build_core(config, daemon.neighbourhood, self.identity.origin, verify)
+        self.core = build_core(config, daemon.neighbourhood, self.identity.origin, verify, replica.state_bytes)
         assert replica.payload_bytes == self.feeds.rules.codes
         self._daemon = daemon
         self._replica = replica
@@ -51,6 +63,7 @@ class Seeds:
         self._log = Log(config.state_dir, swarm_id, verify)
         self._disk = ThreadPoolExecutor(1, "records")
         self._is_full = False  # the last attempt to keep others' records failed, which was told
+        self._is_beyond = False  # whether lean weights left their grid, which was told
         self._batches = 0  # folded since the last row of a round
         self._closed: dict[Origin, int] = {}  # as far as the weights were told
         self._next_fold = asyncio.Event()
@@ -66,33 +79,52 @@ class Seeds:
         daemon = self._daemon
         await daemon.outcome("begin", daemon.in_training(self._replica.begin, self._swarm_id, self.identity.origin))
         restored = await self._in_log(self._log.open)
-        ours = (batch.round for batch in restored.batches if batch.origin == self.identity.origin)
-        return restored, Started(max(ours, default=0))
+        if self._log.loss:
+            daemon.warn(self._log.loss)
+        own = self.identity.origin
+        rounds = [batch.round for batch in restored.batches if batch.origin == own]
+        if (ground := restored.ground) is not None:
+            installing = daemon.in_training(self._replica.install, Install(ground, self._log.take_pieces()))
+            if not (await daemon.outcome("install", installing)).sound:
+                raise LocalError(f"{self._log.path}: the state in it does not fit this swarm; {WAY_OUT}")
+            rounds += [r for state, r in zip(ground.cut, ground.rounds, strict=True) if state.origin == own]
+        return restored, Started(max(rounds, default=0))
 
     def perform(self, effect: Work) -> None:
         match effect:
             case Train(round):
                 self._daemon.answer(self._daemon.in_training(self._replica.train, round))
-            case Fold(batches=batches, closed=closed):
+            case Fold(batches=batches, closed=closed, dropped=dropped):
                 self._batches += len(batches)
+                for origin in dropped:
+                    self._closed.pop(origin, None)
                 self._closed.update(closed)
                 self._daemon.answer(self._daemon.in_training(self._replica.fold, effect))
                 self._next_fold.set()
                 self._next_fold = asyncio.Event()
             case Audit():
                 self._daemon.answer(self._daemon.in_training(self._replica.audit, effect))
+            case Capture():
+                self._daemon.answer(self._daemon.in_training(self._replica.capture, effect))
+            case Install():
+                self._daemon.answer(asyncio.ensure_future(self._install(effect)))
             case Sign(batch):
                 self._daemon.answer(self._in_log(self._sign, batch))
             case Keep():
-                self._daemon.spawn(self._keep(effect))
-            case Save():
-                self._daemon.spawn(self._sync())
+                # Queued now: what is signed next must not get before it.
+                self._daemon.spawn(self._keep(effect, self._in_log(self._log.append, effect.batches, effect.rulings)))
             case _:
                 raise AssertionError(f"{type(effect).__name__} in the seeds exchange")
 
     def facts(self) -> Mapping[str, object]:
         """How many records count now, and how many batches the weights took in since the last round."""
         batches, self._batches = self._batches, 0
+        if not self._is_beyond and self._replica.figures().get("off_grid"):
+            self._is_beyond = True
+            self._daemon.warn(
+                "seeds.memory = 'lean': a weight left the grid, so this peer needs the memory of 'exact' from now on; "
+                "whose records are so large can be retracted, and a swarm with a larger seeds.unit_log2 has more room"
+            )
         return {"records": self.feeds.records, "batches": batches}
 
     def close(self) -> None:
@@ -112,7 +144,7 @@ class Seeds:
                 await self._next_fold.wait()
         held = {feed.origin: feed.folded or 1 for feed in feeds} if wanted is None else wanted
         contained = {feed.origin: min(held.get(feed.origin, 0), feed.count) for feed in feeds}
-        rounds = [feed.batches[count - 1].round for feed in feeds if (count := contained[feed.origin])]
+        rounds = [feed.round_at(count) for feed in feeds if (count := contained[feed.origin]) >= max(1, feed.floor)]
         exported = Exported(max(rounds, default=0), cut or cut_text(feeds, contained))
         # What was folded by now comes before this in the thread's queue, and nothing else does.
         copying = daemon.in_training(self._replica.export, None if wanted is None else contained)
@@ -129,6 +161,8 @@ class Seeds:
             raise LocalError(
                 f"{self._daemon.config.name} may not retract: seeds.authority does not name its key {key.hex()}"
             )
+        if feed.closed is None and from_seq >= BATCHES_MAX * self.feeds.rules.records:
+            raise LocalError(f"{name_of(feed)}: --from {from_seq} is beyond every feed")
         if feed.closed is None or feed.closed > from_seq:
             retraction = self.identity.sign_retraction(feed.origin, from_seq)
             await self._in_log(self._keep_own, retraction)
@@ -153,12 +187,20 @@ class Seeds:
         self._log.append((signed,), sync=True)
         return Signed(signed)
 
+    async def _install(self, effect: Install) -> Event:
+        """First the weights, which find out whether it is a state; then the log."""
+        installed = await self._daemon.in_training(self._replica.install, effect)
+        if installed.sound:
+            self._closed = {state.origin: state.closed for state in effect.ground.cut if state.closed is not None}
+            await self._in_log(self._log.install, effect.ground, effect.pieces)
+        return installed
+
     def _keep_own(self, retraction: Retraction) -> None:
         self._log.append((), (retraction,), sync=True)
 
-    async def _keep(self, effect: Keep) -> None:
+    async def _keep(self, effect: Keep, writing: asyncio.Future[None]) -> None:
         try:
-            await self._in_log(self._log.append, effect.batches, effect.rulings)
+            await writing
         except LocalError as error:
             if any(batch.origin == self.identity.origin for batch in effect.batches):
                 self._daemon.fail(error)  # what is ours comes back once only
@@ -167,9 +209,3 @@ class Seeds:
             self._is_full = True
         else:
             self._is_full = False
-
-    async def _sync(self) -> None:
-        try:
-            await self._in_log(self._log.sync)
-        except LocalError as error:
-            self._daemon.warn(f"{error}; training goes on")

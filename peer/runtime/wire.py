@@ -19,12 +19,43 @@ from google.protobuf.message import DecodeError
 
 from murmurate.peer.errors import RemoteError
 from murmurate.peer.manifest import MANIFEST_BYTES_MAX
-from murmurate.peer.protocol.events import Body, Goodbye, Have, Heartbeat, PeerId, Rumor, Turn, Update, Vector
+from murmurate.peer.protocol.events import (
+    Ask,
+    Body,
+    Fetch,
+    Goodbye,
+    Have,
+    Heartbeat,
+    Offer,
+    PeerId,
+    Piece,
+    Rumor,
+    Turn,
+    Update,
+    Vector,
+)
 from murmurate.proto import link_pb2 as pb
 
-from .packing import FEED_BYTES, pack_have, pack_rumor, pack_vector, read_have, read_rumor, read_vector, size_of
+from .packing import (
+    FEED_BYTES,
+    pack_ask,
+    pack_fetch,
+    pack_have,
+    pack_offer,
+    pack_piece,
+    pack_rumor,
+    pack_vector,
+    read_ask,
+    read_fetch,
+    read_have,
+    read_offer,
+    read_piece,
+    read_rumor,
+    read_vector,
+    size_of,
+)
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Grows when peers of two versions could no longer understand each other."""
 
 CHUNK_BYTES = 2**20
@@ -109,13 +140,21 @@ def encode_body(body: Body) -> Iterator[bytes]:
             yield pb.Frame(have=pack_have(body)).SerializeToString()
         case Vector():
             yield pb.Frame(vector=pack_vector(body)).SerializeToString()
+        case Ask():
+            yield pb.Frame(ask=pack_ask(body)).SerializeToString()
+        case Offer():
+            yield pb.Frame(offer=pack_offer(body)).SerializeToString()
+        case Fetch():
+            yield pb.Frame(fetch=pack_fetch(body)).SerializeToString()
+        case Piece():
+            yield pb.Frame(piece=pack_piece(body)).SerializeToString()
 
 
 Brief = Heartbeat | Have | Vector
 """One frame, and only the newest of its kind is worth sending; of a vector, if it is whole."""
 
-Queued = Rumor | Vector
-"""What waits in line: rumors, and vectors that are not whole."""
+Queued = Rumor | Vector | Ask | Offer | Fetch | Piece
+"""What waits in line: rumors, vectors that are not whole, and all of a handover."""
 
 
 class Outbox:
@@ -144,7 +183,7 @@ class Outbox:
         match body:
             case Heartbeat() | Have() | Vector(whole=True):
                 self._brief[type(body)] = body
-            case Rumor() | Vector():
+            case Rumor() | Vector() | Ask() | Offer() | Fetch() | Piece():
                 self._rumors.append(body)
                 self._rumors_bytes += _size(body)
                 while self._rumors_bytes > RUMORS_BYTES_MAX and len(self._rumors) > 1:
@@ -202,7 +241,17 @@ class Outbox:
 
 
 def _size(body: Queued) -> int:
-    return size_of(*body.batches, *body.rulings) if isinstance(body, Rumor) else FEED_BYTES * len(body.feeds)
+    match body:
+        case Rumor(batches, rulings):
+            return size_of(*batches, *rulings)
+        case Vector(feeds) | Ask(feeds):
+            return FEED_BYTES * len(feeds)
+        case Offer(ground, digests):
+            return size_of(*ground.births, *ground.rulings) + FEED_BYTES * len(ground.cut) + 32 * len(digests)
+        case Fetch():
+            return 40
+        case Piece(data=data):
+            return len(data)
 
 
 def _encode_chunk(data: memoryview) -> bytes:
@@ -268,6 +317,8 @@ class Assembler:
                 return read_have(frame.have)
             case "vector":
                 return read_vector(frame.vector)
+            case "ask" | "offer" | "fetch" | "piece":
+                return _read_handover(frame)
             case _:
                 raise RemoteError("an empty frame, or one of a kind unknown here")
 
@@ -355,6 +406,14 @@ def _chunk_of(data: bytes) -> memoryview | None:
             return memoryview(data)[place + 1 :] if place + 1 + size == len(data) else None
         shift += 7
     return None
+
+
+def _read_handover(frame: pb.Frame) -> Ask | Offer | Fetch | Piece:
+    if frame.HasField("ask"):
+        return read_ask(frame.ask)
+    if frame.HasField("offer"):
+        return read_offer(frame.offer)
+    return read_fetch(frame.fetch) if frame.HasField("fetch") else read_piece(frame.piece)
 
 
 def _checked_turn(turn: pb.Turn) -> Turn:

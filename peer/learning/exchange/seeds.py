@@ -8,6 +8,8 @@ after every fold what changed, so the sum of all it ever said is that function, 
   scalar per direction, and a vote that comes late corrects what was applied.
 * Momentum spreads a record over its origin's rounds: a rounds later it has contributed 1 - momentum^(a+1) of its
   scalar, in steps of 1/256, and all of it once less than half a step is left (ZO-SGD-MMT of ZO-Bench, normalised).
+* A ledger can stand on a state instead of the batches below a cut (states.py): it then knows their sum alone. Not with
+  shared directions or momentum, where a late vote or an age may change what an old record does.
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from murmurate.kernels import noise
-from murmurate.peer.protocol.records import Batch, Origin
+from murmurate.peer.errors import LocalError
+from murmurate.peer.protocol.records import ROUND_MAX, Batch, FeedState, Origin
 
 from .votes import Integers, combine, divide
 
 STEPS = 256  # momentum multiplies in units of 1/256 (a guess: a code has three digits of mantissa)
 WINDOW_MAX = 1024  # rounds over which a record may be spread: enough for a momentum of 0.99, the most we allow
-ROUND_MAX = 2**40  # later rounds are no rounds: indices of shared directions are below 2^64 (a guess)
 NOTHING = np.zeros(0, dtype=np.int64)
 
 
@@ -49,6 +51,11 @@ class Terms:
     def batch_bytes(self) -> int:
         """The length of every batch but the birth."""
         return self.records * (3 if self.sent_ids else 1)
+
+    @property
+    def has_states(self) -> bool:
+        """Whether a state can stand for old batches."""
+        return self.directions != "shared" and self.momentum == 0
 
 
 class Changes(NamedTuple):
@@ -110,11 +117,17 @@ class _Feed:
     ids: bytearray = field(default_factory=bytearray)
     rounds: array[int] = field(default_factory=lambda: array("Q"))
     closed: int | None = None
+    floor: int = 0  # so many batches, births not counted, came as a state
+    floor_round: int = 0  # of the last of them
 
     @property
     def newest(self) -> int:
         """Its newest round, 0 before the first."""
-        return self.rounds[-1] if self.rounds else 0
+        return self.rounds[-1] if self.rounds else self.floor_round
+
+    def ends(self, records: int) -> int | None:
+        """`closed`, counted from the floor."""
+        return None if self.closed is None else max(0, self.closed - self.floor * records)
 
 
 class Ledger:
@@ -133,6 +146,8 @@ class Ledger:
         pool = terms.pool if terms.directions == "pool" else 0
         self._sizes_K = np.zeros(pool if terms.sent_ids else 0, dtype=np.int64)  # sum of |scalar| by pool id
         self._uses_K = np.zeros_like(self._sizes_K)  # and how many there are
+        columns = 3 if terms.sent_ids else 1
+        self._base_CK = np.zeros((columns, pool), dtype=np.int64)  # pool: below the floors, like a state
         self._shared_key = noise.derive_key(swarm_id, terms.directions.encode()) if terms.directions != "private" else 0
 
     # What it holds ------------------------------------------------------------------------------------
@@ -140,7 +155,7 @@ class Ledger:
     def count(self, origin: Origin) -> int:
         """How many batches of this origin count, its birth among them (which we are not told)."""
         feed = self._feeds.get(origin)
-        return 1 + len(feed.rounds) if feed else 0
+        return 1 + feed.floor + len(feed.rounds) if feed else 0
 
     @property
     def counts(self) -> Mapping[Origin, int]:
@@ -149,8 +164,14 @@ class Ledger:
 
     @property
     def records(self) -> int:
-        """How many records count."""
-        return sum(len(feed.codes) - feed.codes.count(noise.VOID) for feed in self._feeds.values())
+        """How many records count. Of those that came as a state it is not known which were measured as void."""
+        return sum(map(self._counting, self._feeds.values()))
+
+    def _counting(self, feed: _Feed) -> int:
+        below = feed.floor * self._terms.records
+        if feed.closed is not None:
+            below = min(below, feed.closed)
+        return below + len(feed.codes) - feed.codes.count(noise.VOID)
 
     @property
     def first_multiplier(self) -> int:
@@ -177,13 +198,20 @@ class Ledger:
         batches: Sequence[Batch],
         closed: Iterable[tuple[Origin, int]] = (),
         names: Iterable[tuple[Origin, str]] = (),
+        dropped: Iterable[Origin] = (),
     ) -> Changes:
         """Add batches (no births, each feed's in order and once) and void records; returns what that changes.
+
+        What is `dropped` is forgotten first, its closing as well: its feed may begin anew, even in the same fold.
 
         A batch that begins at or after `closed` of its feed is ignored. One of a wrong length, or whose round does not
         grow within its feed or is beyond `ROUND_MAX`, counts as void from its first to its last record. `names`: of the
         batches' origins, for shared directions; who has none has a vote of its own.
         """
+        found: list[Changes] = []
+        touched: set[int] = set()
+        for origin in dropped:
+            touched |= self._drop(origin, found)
         for origin, name in names:
             self._feed(origin).name = name
         groups: dict[Origin, list[Batch]] = defaultdict(list)
@@ -192,8 +220,6 @@ class Ledger:
         limits: dict[Origin, int] = {}
         for origin, seq in closed:
             limits[origin] = min(seq, limits.get(origin, seq))
-        found: list[Changes] = []
-        touched: set[int] = set()
         for origin in sorted(groups.keys() | limits.keys()):
             feed = self._feed(origin)
             limit = limits.get(origin)
@@ -202,17 +228,71 @@ class Ledger:
             touched |= self._renew(feed, groups[origin], found)
         return sum_of(self._revote(touched)) if self._terms.directions == "shared" else self._gathered(found)
 
+    def _drop(self, origin: Origin, found: list[Changes]) -> set[int]:
+        """Forget one feed; adds to `found` what that changes, and returns the rounds it touches."""
+        feed = self._feeds.pop(origin, None)
+        if feed is None:
+            return set()
+        assert not feed.floor, "what came as a state cannot be taken out of it"
+        if self._terms.directions != "shared":
+            found += [part.undone() for part in self._since(feed, 0)]
+        self._weigh(feed, 0, -1)
+        return set(feed.rounds)
+
     def _feed(self, origin: Origin) -> _Feed:
         if origin not in self._feeds:
             self._feeds[origin] = _Feed(noise.derive_key(self._swarm_id, b"private", origin))
         return self._feeds[origin]
 
     def coefficients(self, cut: Mapping[Origin, int] | None = None) -> Changes:
-        """All coefficients, from scratch; with only the first `cut[origin]` batches of each feed, if given."""
+        """All coefficients beside those of the state it stands on, from scratch; with only the first `cut[origin]`
+        batches of each feed, if given. Raises LocalError for a cut below that state.
+        """
+        return self._fresh(cut)._applied()
+
+    def _fresh(self, cut: Mapping[Origin, int] | None) -> Ledger:
         fresh = Ledger(self._terms, self._swarm_id)
-        names = [(origin, feed.name) for origin, feed in self._feeds.items()]
-        fresh.fold([batch for origin in self._feeds for batch in self._batches_of(origin, cut)], names=names)
-        return fresh._applied()
+        for origin, feed in self._feeds.items():
+            if cut is not None and feed.floor and cut.get(origin, 0) <= feed.floor:
+                raise LocalError("this peer took a state instead of old records, and the cut is below it")
+            other = fresh._feed(origin)
+            other.name, other.floor, other.floor_round = feed.name, feed.floor, feed.floor_round
+        fresh.fold([batch for origin in self._feeds for batch in self._batches_of(origin, cut)])
+        return fresh
+
+    # States -------------------------------------------------------------------------------------------
+
+    def table(self, cut: Mapping[Origin, int]) -> Integers:
+        """Pool: what a state at a cut holds [columns, pool]: coefficients; with sent ids also sizes and uses."""
+        fresh = self._fresh(cut)
+        found_CK = self._base_CK.copy()
+        changes = fresh._applied()
+        found_CK[0, changes.indices.astype(np.int64)] += changes.deltas
+        if self._terms.sent_ids:
+            found_CK[1] += fresh._sizes_K
+            found_CK[2] += fresh._uses_K
+        return found_CK
+
+    @property
+    def base(self) -> Changes:
+        """Pool: the coefficients of the state it stands on."""
+        pool = np.arange(self._base_CK.shape[1], dtype=np.uint64)
+        return changes_of(self._shared_key, pool, self._base_CK[0])
+
+    def install(self, cut: Iterable[FeedState], rounds: Iterable[int], table_CK: Integers) -> None:
+        """Forget all records, and stand on a state at this cut instead, whose last rounds are these. `table_CK`: its
+        `table`, of the pool.
+        """
+        assert self._terms.has_states
+        self._feeds.clear()
+        self._base_CK = table_CK
+        for state, round in zip(cut, rounds, strict=True):
+            feed = self._feed(state.origin)
+            feed.floor, feed.floor_round, feed.closed = state.count - 1, round, state.closed
+        if self._terms.sent_ids:
+            self._sizes_K, self._uses_K = table_CK[1].copy(), table_CK[2].copy()
+
+    # One feed -----------------------------------------------------------------------------------------
 
     def _applied(self) -> Changes:
         """All coefficients as they are."""
@@ -239,19 +319,19 @@ class Ledger:
         for place, round in enumerate(feed.rounds):
             span = slice(place * records, (place + 1) * records)
             ids = feed.ids[2 * span.start : 2 * span.stop]
-            found.append(Batch(origin, place + 1, round, bytes(feed.codes[span] + ids), b""))
-        return found if cut is None else found[: max(0, cut.get(origin, 0) - 1)]  # a cut counts the birth
+            found.append(Batch(origin, feed.floor + place + 1, round, bytes(feed.codes[span] + ids), b""))
+        return found if cut is None else found[: max(0, cut.get(origin, 0) - 1 - feed.floor)]  # a cut counts the birth
 
     def _renew(self, feed: _Feed, batches: Sequence[Batch], found: list[Changes]) -> set[int]:
         """Bring one feed up to date; adds to `found` what that changes, and returns the rounds it touches."""
         records = self._terms.records
-        whole = len(feed.rounds)
-        if feed.closed is not None:
-            whole = min(whole, -(-feed.closed // records))
+        whole = voided = len(feed.rounds)
+        if (end := feed.ends(records)) is not None:
+            whole = min(whole, -(-end // records))
+            voided = min(whole, end // records)
         # Only what is young enough to gain from momentum, before or after, and what is voided now, can change.
         newest = feed.rounds[whole - 1] if whole else 0
         start = bisect_left(feed.rounds, max(0, newest - len(self._multipliers) + 2), 0, whole)
-        voided = whole if feed.closed is None else min(whole, feed.closed // records)
         start = min(start, voided)
         private = self._terms.directions != "shared"
         found += [part.undone() for part in self._since(feed, start)] if private else []
@@ -267,24 +347,24 @@ class Ledger:
 
     def _void(self, feed: _Feed, whole: int) -> None:
         """Forget what is closed: whole batches go, and of the one that is cut the rest becomes void."""
-        if feed.closed is None:
-            return
         records = self._terms.records
+        if (end := feed.ends(records)) is None:
+            return
         del feed.rounds[whole:], feed.codes[whole * records :], feed.ids[2 * whole * records :]
-        feed.codes[feed.closed :] = bytes([noise.VOID]) * max(0, len(feed.codes) - feed.closed)
+        feed.codes[end:] = bytes([noise.VOID]) * max(0, len(feed.codes) - end)
 
     def _append(self, feed: _Feed, batch: Batch) -> None:
         records = self._terms.records
         if feed.closed is not None and (batch.number - 1) * records >= feed.closed:
             return
-        assert batch.number == len(feed.rounds) + 1, "the batches of a feed come in order, each once"
+        assert batch.number == feed.floor + len(feed.rounds) + 1, "the batches of a feed come in order, each once"
         sound = len(batch.codes) == self._terms.batch_bytes and feed.newest < batch.round <= ROUND_MAX
         feed.codes += batch.codes[:records] if sound else bytes([noise.VOID]) * records
         if self._terms.sent_ids:
             feed.ids += batch.codes[records:] if sound else bytes(2 * records)
         feed.rounds.append(batch.round if sound else feed.newest)
-        if feed.closed is not None:
-            feed.codes[feed.closed :] = bytes([noise.VOID]) * max(0, len(feed.codes) - feed.closed)
+        if (end := feed.ends(records)) is not None:
+            feed.codes[end:] = bytes([noise.VOID]) * max(0, len(feed.codes) - end)
 
     # Coefficients of private directions and of the pool -----------------------------------------------
 
@@ -297,20 +377,20 @@ class Ledger:
         scale = np.repeat(self._by_age(ages), self._terms.records)
         scalars = divide(noise.decode(codes) * scale, STEPS)
         if self._terms.directions == "private":
-            return [changes_of(feed.key, self._seqs(start, len(codes)), scalars)]
+            return [changes_of(feed.key, self._seqs(feed, start, len(codes)), scalars)]
         return [changes_of(self._shared_key, self._ids(feed, start), scalars)]
 
     def _by_age(self, ages: Integers) -> Integers:
         return self._multipliers[np.clip(ages, 0, len(self._multipliers) - 1)]
 
-    def _seqs(self, start: int, count: int) -> NDArray[np.uint64]:
-        return np.uint64(start * self._terms.records) + np.arange(count, dtype=np.uint64)
+    def _seqs(self, feed: _Feed, start: int, count: int) -> NDArray[np.uint64]:
+        return np.uint64((feed.floor + start) * self._terms.records) + np.arange(count, dtype=np.uint64)
 
     def _ids(self, feed: _Feed, start: int) -> NDArray[np.uint64]:
         first = start * self._terms.records
         if self._terms.sent_ids:
             return np.frombuffer(bytes(feed.ids[2 * first :]), "<u2").astype(np.uint64) % np.uint64(self._terms.pool)
-        return self.draw(feed.key, self._seqs(start, len(feed.codes) - first))
+        return self.draw(feed.key, self._seqs(feed, start, len(feed.codes) - first))
 
     def _weigh(self, feed: _Feed, start: int, sign: int) -> None:
         """Count a feed's records from batch `start` on in (or, with sign -1, out of) the importance of pool ids."""

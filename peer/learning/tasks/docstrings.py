@@ -69,7 +69,7 @@ PACKAGES = {
 }
 SOURCES = {"datetime": ("datetime.py", "_pydatetime.py"), "decimal": ("_pydecimal.py",)}  # others: NAME.py and NAME/
 
-OPTIONS: dict[str, Any] = {"encoder": "", "length": 32, "scale": 20.0, "dropout": 0.0, "compute": "float32"}
+OPTIONS: dict[str, Any] = {"encoder": "", "length": 24, "scale": 10.0, "dropout": 0.0, "compute": "float32"}
 WORDS_MIN = 4  # "Return self." is everywhere (a guess)
 PER_PACKAGE_MAX = 120  # (a guess: three quarters of the packages have more)
 TEST_SHARE = 0.3  # some 600 texts: a standard error of 2 points
