@@ -61,7 +61,7 @@ def test_another_manifest_is_refused_by_name_once_on_each_side(run: Run, monkeyp
 @pytest.mark.parametrize(
     ("frame", "who", "reason"),
     [
-        (encode_hello(hello(A, protocol=1)), "a", "protocol version: ours 1, theirs 2"),
+        (encode_hello(hello(A, protocol=1)), "a", f"protocol version: ours 1, theirs {PROTOCOL}"),
         (encode_hello(hello(A, OTHER)), "a", "mixing.f: ours 1, theirs 2"),
         (encode_hello(hello(PeerId("eve"))), "eve", "eve is not in the roster of b"),
         (encode_hello(hello(Z)), "z", "z is not a neighbour of b"),

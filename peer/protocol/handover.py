@@ -58,8 +58,8 @@ RETRY_S = 30.0
 """Pause before the next attempt where the log does not help. (a guess)"""
 
 WAIT_S = 1.0
-"""For so long, or one `gossip_s`, a joiner waits for a neighbour's vector before it shows its own, and for a piece before
-it asks another neighbour. (a guess)"""
+"""For so long, or one `gossip_s`, a joiner waits for a neighbour's vector before showing its own, and for a piece
+before asking another neighbour. (a guess)"""
 
 CAPTURES_MAX = 2
 CAPTURE_S = 60.0
