@@ -23,6 +23,7 @@ from murmurate.peer.runtime.link import reason_of
 from murmurate.peer.runtime.wire import (
     CHUNK_BYTES,
     FRAME_BYTES_MAX,
+    PROTOCOL,
     Refusal,
     encode_body,
     encode_hello,
