@@ -41,7 +41,7 @@ from murmurate.peer.protocol.events import (
 )
 from murmurate.peer.protocol.feeds import Feeds
 from murmurate.peer.protocol.ground import is_sound, name_of
-from murmurate.peer.protocol.handover import FETCHES_MAX, PATIENCE_S
+from murmurate.peer.protocol.handover import FETCHES_MAX, PATIENCE_S, SHORT_S
 from murmurate.peer.protocol.records import Batch, Ground, Ruling
 from murmurate.peer.protocol.rounds import Pacing
 
@@ -69,7 +69,12 @@ PIECES = (b"one", b"two", b"three")
 DIGESTS = tuple(hashlib.sha256(piece).digest() for piece in PIECES)
 
 
-def newcomer(links: Sequence[PeerId] = (B, C, D), vouchers: int = 1, state_bytes: int | None = 100) -> Peer:
+def newcomer(
+    links: Sequence[PeerId] = (B, C, D),
+    vouchers: int = 1,
+    state_bytes: int | None = 100,
+    linked: Sequence[PeerId] | None = None,
+) -> Peer:
     """A peer that has just started, without a log."""
     seeds = Seeds(
         me=ME,
@@ -84,7 +89,7 @@ def newcomer(links: Sequence[PeerId] = (B, C, D), vouchers: int = 1, state_bytes
     peer = Peer(Around(links), Pacing(), HEARTBEAT_S, TIMEOUT_S, seeds)
     assert peer.handle(Restored((), ()), 0.0) == []
     peer.handle(Started(0), 0.0)
-    for link in links:
+    for link in links if linked is None else linked:
         peer.handle(LinkUp(link, 1, Turn(0)), 0.0)
     return peer
 
@@ -145,6 +150,23 @@ def test_a_joiner_holds_its_vector_back_for_a_while() -> None:
     theirs = replace(have(peer), digest=feeds.digest[:16])
     assert peer.handle(told(B, theirs), 0.5) == []
     assert bodies(peer.handle(told(B, theirs), 1.5), B) == [Vector(())], "it may wait for ours in the same way"
+
+
+def test_while_its_links_open_a_joiner_does_without_the_log() -> None:
+    peer, feeds = newcomer(vouchers=2, linked=(B,)), veterans()
+    theirs = Vector(feeds.states())
+    assert bodies(peer.handle(told(B, theirs), 0.5), B) == []
+    peer.handle(LinkUp(C, 1, Turn(0)), 2.0)
+    assert bodies(peer.handle(told(C, theirs), 2.1), C) == [Ask()]
+
+
+def test_too_few_neighbours_to_believe_end_in_the_log() -> None:
+    peer, feeds = newcomer(vouchers=2, linked=(B,)), veterans()
+    theirs = Vector(feeds.states())
+    assert bodies(peer.handle(told(B, theirs), 0.5), B) == []
+    assert bodies(peer.handle(told(B, theirs), 0.4 + SHORT_S), B) == []
+    (asked,) = bodies(peer.handle(told(B, theirs), 0.5 + SHORT_S), B)
+    assert isinstance(asked, Vector)
 
 
 @pytest.mark.parametrize("state_bytes", [None, 10_000])

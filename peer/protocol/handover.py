@@ -61,6 +61,9 @@ WAIT_S = 1.0
 """For so long, or one `gossip_s`, a joiner waits for a neighbour's vector before showing its own, and for a piece
 before asking another neighbour. (a guess)"""
 
+SHORT_S = 5.0
+"""How long a joiner that could take a state, but whose links are not all up yet, does without the log. (a guess)"""
+
 CAPTURES_MAX = 2
 CAPTURE_S = 60.0
 """For so long a capture is kept after its last use, and offered to whoever asks for any. (a guess)"""
@@ -141,6 +144,7 @@ class Handover:
         self._is_open = True  # we may still begin from a state
         self._retry_at = 0.0
         self._deferred: dict[PeerId, float] = {}  # since when we wait for its vector
+        self._short_since: float | None = None  # since when only vouchers are missing
         self._captures: dict[bytes, _Capture] = {}
         self._wanted: dict[tuple[FeedState, ...], set[PeerId]] = {}  # cuts to capture, and who waits for them
         self._writing: Ground | None = None
@@ -153,16 +157,17 @@ class Handover:
         """Whether a state may come."""
         return self._attempt is not None
 
-    @property
-    def hushes(self) -> bool:
+    def hushes(self, now: float) -> bool:
         """Whether nobody is to be asked for the log."""
-        return self._attempt is not None and self._attempt.is_first
+        if self._attempt is not None:
+            return self._attempt.is_first
+        return self._short_since is not None and now - self._short_since < SHORT_S and self._may_begin()
 
     def defers(self, peer: PeerId, now: float) -> bool:
         """Whether we wait for the vector of `peer` instead of showing ours, which it answers with the log. Only for a
         while: it may wait for ours in the same way.
         """
-        if self.hushes:
+        if self.hushes(now):
             return True
         if not self._may_begin():
             return False
@@ -176,9 +181,11 @@ class Handover:
         """`peer` told all that it holds. `is_stuck`: no live neighbour has the batches that we lack."""
         if self._state_bytes is None or self._attempt is not None or not self._alive(peer) or not vector.whole:
             return []
-        if sum(map(self._alive, self._links)) < self._vouchers:
-            return []  # too few to believe
         is_first = self._may_begin() and self._is_cheaper(vector)
+        if sum(map(self._alive, self._links)) < self._vouchers:
+            if is_first and self._short_since is None:
+                self._short_since = now  # the other links may still be opening
+            return []  # too few to believe
         is_needed = (is_stuck or self._feeds.deep or self._feeds.crowded) and now >= self._retry_at
         if not is_first and not is_needed:
             return []

@@ -265,7 +265,7 @@ class Rumors:
         if found.traces and self._may_answer(neighbour):
             effects.append(Send(peer, Vector(tuple(found.traces[: self._vector_max]), whole=False)))
         effects += self._handover.consider(peer, vector, self._is_stuck(), now)
-        if found.asks and not self._handover.hushes:
+        if found.asks and not self._handover.hushes(now):
             effects += self._ask(peer, neighbour, now, found.asks)
         return effects
 
@@ -308,7 +308,7 @@ class Rumors:
         for origin in self._feeds.reached(neighbour.goals.items()):
             del neighbour.goals[origin]
         is_useful = bool(news.batches or news.rulings)
-        if self._handover.hushes:
+        if self._handover.hushes(now):
             return effects
         if rumor.more and is_useful:
             neighbour.asked_at = None
