@@ -95,11 +95,9 @@ def test_a_retraction_beyond_every_feed_is_refused(tmp_path: Path) -> None:
             a, _ = await begin(stack, tmp_path, "ab", seeds={"authority": authority})
             with pytest.raises(LocalError, match=r"^b@[0-9a-f]{8}: --from 9007199254740992 is beyond every feed$"):
                 await a.daemon.retract("b", 2**53)
-            before = (tmp_path / "a" / "records.log").read_bytes()
             with pytest.raises(LocalError, match=r"is beyond every feed$"):  # as far as the socket can say
                 await asyncio.to_thread(ControlClient(tmp_path / "a").retract, "b", 2**63)
-            assert (tmp_path / "a" / "records.log").read_bytes() == before
-        assert rulings(a) == []
+        assert rulings(a) == []  # in its log, which grows by the others' batches meanwhile
 
     asyncio.run(scenario())
 
