@@ -138,6 +138,8 @@ def _add_bench(subs: Any, commands: Commands) -> None:
         "replay": "records into weights, beside MeZO's way and one pass over the weights",
         "memory": "peak memory of a step of seeds, beside that of inference",
         "traffic": "bytes and time to equal accuracy, gossiped models beside records: minutes a repetition",
+        "directions": "learning by kind of direction and of scalar: minutes a repetition",
+        "liars": "learning when 2 of 8 lie, by rule: minutes a repetition",
     }.items():
         parser = benches.add_parser(name, help=about)
         parser.set_defaults(command=commands["bench"])

@@ -54,11 +54,11 @@ class Hello(_message.Message):
     TURN_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     swarm_id: bytes
-    manifest: str
+    manifest: bytes
     peer: str
     incarnation: int
     turn: Turn
-    def __init__(self, protocol: _Optional[int] = ..., swarm_id: _Optional[bytes] = ..., manifest: _Optional[str] = ..., peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., turn: _Optional[_Union[Turn, _Mapping]] = ...) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., swarm_id: _Optional[bytes] = ..., manifest: _Optional[bytes] = ..., peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., turn: _Optional[_Union[Turn, _Mapping]] = ...) -> None: ...
 
 class Refusal(_message.Message):
     __slots__ = ("reason",)

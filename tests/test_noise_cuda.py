@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 def run(what: str, **environment: str) -> None:
     if find_spec("triton") is None:
         pytest.skip("Triton is only made for Linux on x86-64")
-    paths = os.pathsep.join(path for path in (str(HERE.parent / ".src"), os.environ.get("PYTHONPATH", "")) if path)
+    paths = os.pathsep.join(filter(None, (str(HERE), str(HERE.parent / ".src"), os.environ.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, str(HERE / "triton_noise.py"), what],
         env={**os.environ, "PYTHONPATH": paths, **environment},

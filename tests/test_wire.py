@@ -2,6 +2,7 @@
 
 import random
 import tracemalloc
+import zlib
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from murmurate.peer.errors import RemoteError
+from murmurate.peer.manifest import Manifest
 from murmurate.peer.protocol.events import Body, Goodbye, Have, Heartbeat, PeerId, Rumor, Turn, Update, Vector
 from murmurate.peer.protocol.records import Batch, FeedState, Origin
 from murmurate.peer.runtime import wire
@@ -60,7 +62,6 @@ def chunk(data: bytes) -> bytes:
         st.from_regex(r"[a-z0-9.-]{1,64}", fullmatch=True).map(PeerId),
         st.integers(0, wire.INCARNATION_MAX),
         TURNS,
-        st.integers(0, 2**32 - 1),
     )
 )
 def test_a_hello_comes_out_as_it_went_in(hello: Hello) -> None:
@@ -169,7 +170,8 @@ def hello(**fields: object) -> bytes:
         ([hello(peer="n" * 257)], "peer name of 257 bytes"),
         ([hello(swarm_id=b"short")], "swarm id of 5 bytes"),
         ([hello(incarnation=2**63)], "incarnation"),
-        ([hello(manifest="é" * (wire.MANIFEST_BYTES_MAX // 2 + 1))], "manifest above"),
+        ([hello(manifest=zlib.compress(b"m" * (wire.MANIFEST_BYTES_MAX + 1)))], "manifest above"),
+        ([hello(manifest=b"not deflated")], "manifest that cannot be read"),
         ([pb.Frame(refusal=pb.Refusal(reason="r" * 1025)).SerializeToString()], "reason of 1025 bytes"),
     ],
 )
@@ -180,6 +182,22 @@ def test_what_is_not_acceptable_is_a_remote_error(frames: list[bytes], text: str
         assembler.feed(frame)
     with pytest.raises(RemoteError, match=text):
         assembler.feed(last)
+
+
+def test_the_names_of_a_models_parameters_cost_little() -> None:
+    names = [[f"encoder.layer.{k}.attention.output.dense.weight", [384, 384], "float32"] for k in range(100)]
+    text = Manifest.of({"schema": names}).text
+    frame = encode_hello(Hello(HELLO.swarm_id, text, HELLO.peer, 1, Turn(1)))
+    assert len(frame) < len(text) / 8
+    found = Assembler(0).feed(frame)
+    assert isinstance(found, Hello)
+    assert found.manifest == text
+
+
+def test_of_another_version_only_the_number_is_read() -> None:
+    other = Assembler(0).feed(hello(protocol=wire.PROTOCOL + 1, manifest=b"who knows"))
+    assert isinstance(other, Hello)
+    assert (other.protocol, other.manifest) == (wire.PROTOCOL + 1, "")
 
 
 def test_an_announced_size_without_memory_is_a_remote_error() -> None:

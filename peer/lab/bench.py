@@ -20,6 +20,8 @@ from murmurate.peer.config import Config
 from murmurate.peer.protocol.events import Mix, PeerId, Turn
 from murmurate.peer.protocol.seams import Trainer
 
+from .bench_directions import COURSES, measure_directions
+from .bench_liars import measure_liars
 from .bench_link import measure_link
 from .bench_memory import measure_memory
 from .bench_replay import PARAMETERS, measure_replay
@@ -208,6 +210,33 @@ def bench_traffic(repeats: int, step: Step) -> dict[str, Any]:
     return report(repeats, {}, rows=rows)
 
 
+def bench_directions(repeats: int, step: Step) -> dict[str, Any]:
+    """Accuracy by kind of direction and of scalar, on two tasks; each repetition is another seed, of some minutes."""
+    rows: list[dict[str, Any]] = []
+    figures: dict[str, list[float]] = {}
+    for seed in range(repeats):
+        for course in COURSES:
+            rows += measure_directions(course, seed)
+        step()
+    ends = {(row["task"], row["directions"], row["scalar"], row["seed"]): row for row in rows}
+    for (*names, _), row in ends.items():
+        for figure in ("accuracy", "test_loss"):
+            figures.setdefault(" ".join((*names, figure)), []).append(row[figure])
+    return report(repeats, figures, rows=rows)
+
+
+def bench_liars(repeats: int, step: Step) -> dict[str, Any]:
+    """Accuracy by rule when 2 of 8 lie about shared directions; each repetition is another seed, of some minutes."""
+    rows: list[dict[str, Any]] = []
+    figures: dict[str, list[float]] = {}
+    for seed in range(repeats):
+        for row in measure_liars(seed):
+            rows.append(row)
+            figures.setdefault(f"{row['rule']}, {row['liars']} lie", []).append(row["accuracy"])
+        step()
+    return report(repeats, figures, rows=rows)
+
+
 BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "link": bench_link,
     "rounds": bench_rounds,
@@ -215,4 +244,6 @@ BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "replay": bench_replay,
     "memory": bench_memory,
     "traffic": bench_traffic,
+    "directions": bench_directions,
+    "liars": bench_liars,
 }

@@ -11,6 +11,7 @@ Rules
 
 from __future__ import annotations
 
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ from .packing import (
     size_of,
 )
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Grows when peers of two versions could no longer understand each other."""
 
 CHUNK_BYTES = 2**20
@@ -106,7 +107,7 @@ def encode_hello(hello: Hello) -> bytes:
     fields = pb.Hello(
         protocol=hello.protocol,
         swarm_id=hello.swarm_id,
-        manifest=hello.manifest,
+        manifest=zlib.compress(hello.manifest.encode()),  # an encoder's 11 kB, mostly names, become 1 kB
         peer=hello.peer,
         incarnation=hello.incarnation,
         turn=_turn(hello.turn),
@@ -331,14 +332,14 @@ class Assembler:
             raise RemoteError("a second hello")
         if len(hello.swarm_id) != SWARM_ID_BYTES:
             raise RemoteError(f"a swarm id of {len(hello.swarm_id)} bytes: should be {SWARM_ID_BYTES}")
-        if len(hello.manifest.encode()) > MANIFEST_BYTES_MAX:
-            raise RemoteError(f"a manifest above {MANIFEST_BYTES_MAX} bytes")
+        # Of another version only the number is sure to be understood.
+        manifest = _inflated(hello.manifest) if hello.protocol == PROTOCOL else ""
         if hello.incarnation > INCARNATION_MAX:
             raise RemoteError(f"incarnation {hello.incarnation}: at most {INCARNATION_MAX} is believed")
         name = PeerId(_checked_text("peer name", hello.peer, NAME_BYTES_MAX))
         turn = _checked_turn(hello.turn)
         self._greeted = True
-        return Hello(hello.swarm_id, hello.manifest, name, hello.incarnation, turn, hello.protocol)
+        return Hello(hello.swarm_id, manifest, name, hello.incarnation, turn, hello.protocol)
 
     def _begin(self, begin: pb.Begin) -> Update | None:
         if self._turn is not None:
@@ -414,6 +415,17 @@ def _read_handover(frame: pb.Frame) -> Ask | Offer | Fetch | Piece:
     if frame.HasField("offer"):
         return read_offer(frame.offer)
     return read_fetch(frame.fetch) if frame.HasField("fetch") else read_piece(frame.piece)
+
+
+def _inflated(data: bytes) -> str:
+    inflater = zlib.decompressobj()
+    try:
+        text = inflater.decompress(data, MANIFEST_BYTES_MAX + 1)
+    except zlib.error:
+        raise RemoteError("a manifest that cannot be read") from None
+    if len(text) > MANIFEST_BYTES_MAX:
+        raise RemoteError(f"a manifest above {MANIFEST_BYTES_MAX} bytes")
+    return text.decode(errors="replace")
 
 
 def _checked_turn(turn: pb.Turn) -> Turn:

@@ -1,0 +1,97 @@
+"""The benchmarks about learning by records: small runs of what they are made of, and their arithmetic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from murmurate.peer.lab import bench_liars, bench_traffic
+from murmurate.peer.lab.bench_directions import measure_directions
+from murmurate.peer.lab.bench_liars import Case, measure_liars
+from murmurate.peer.lab.bench_traffic import BATCH_OVERHEAD_BYTES, PEERS, measure_traffic
+from murmurate.peer.lab.demo_seeds import SeedsResult, SeedsView
+from murmurate.peer.learning.descent import DIRECTIONS, Course, descend
+from murmurate.peer.protocol.events import Rumor
+from murmurate.peer.protocol.records import Batch, Origin
+from murmurate.peer.runtime.wire import encode_body
+
+from .seeds_peers import config_of
+
+COURSE = Course(points=6, records=2, looks=3)
+
+
+@pytest.mark.parametrize("kind", DIRECTIONS)
+def test_directions_are_of_length_one_an_entry_and_their_own(kind: str) -> None:
+    one_D, same_D, other_D = torch.zeros(3, 40_000)
+    draw = DIRECTIONS[kind](5)
+    draw(one_D, 0)
+    draw(same_D, 0)
+    draw(other_D, 1)
+    assert torch.equal(one_D, same_D)
+    assert abs(float(one_D.square().mean()) - 1) < 0.05
+    assert abs(float((one_D * other_D).mean())) < 0.05
+    assert (set(one_D.tolist()) == {1.0, -1.0}) == (kind != "gaussian")
+
+
+def test_a_descent_looks_where_it_should_and_goes_down() -> None:
+    config = config_of(task={"name": "digits"}, local={"lr": 1e-2, "batch_size": 32})
+    looks = list(descend(config, Course(points=50, records=16, looks=5), "structured", "float32"))
+    assert [look["records"] for look in looks] == [0, 160, 320, 480, 640, 800]
+    assert looks[-1]["test_loss"] < looks[0]["test_loss"] - 0.1
+
+
+def test_a_byte_is_near_but_not_the_same() -> None:
+    config = config_of(task={"name": "digits"}, local={"lr": 1e-2, "batch_size": 32})
+    exact, again, byte = (
+        [look["test_loss"] for look in descend(config, COURSE, "gaussian", scalar)]
+        for scalar in ("float32", "float32", "byte")
+    )
+    assert exact == again
+    assert exact != byte
+    np.testing.assert_allclose(exact, byte, atol=0.05)
+
+
+def test_curves_begin_at_one_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(measure_directions.__globals__["COURSES"], "digits", COURSE)
+    rows = list(measure_directions("digits", 3))
+    assert len(rows) == len(DIRECTIONS) * 2 * 4
+    assert len({row["test_loss"] for row in rows if row["records"] == 0}) == 1
+    assert len({row["test_loss"] for row in rows if row["records"] == 12}) == len(DIRECTIONS) * 2
+
+
+def test_liars_lie_only_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_liars, "PROBES", 2)
+    honest, lied_to, byzantine = measure_liars(0, (Case("mean", 0, 10), Case("mean", 2, 10), Case("nna", 2, 10)))
+    assert len({tuple(row["curve"]) for row in (honest, lied_to, byzantine)}) == 3
+    assert [len(row["curve"]) for row in (honest, lied_to, byzantine)] == [10, 10, 10]
+
+
+def test_traffic_counts_what_passes_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_traffic, "TARGET", 0.01)
+    monkeypatch.setattr(bench_traffic, "PROBES", (1, 2))
+    monkeypatch.setattr(bench_traffic, "LOOK_EVERY", 1)
+    models, *seeds = measure_traffic(0)
+    assert models["bytes_per_link"] == 2 * models["rounds"] * 4 * 6570
+    assert [row["bytes_per_link"] for row in seeds] == [row["rounds"] * PEERS * (114 + row["probes"]) for row in seeds]
+    assert all(row["rounds"] for row in seeds)
+
+
+def test_the_overhead_of_a_batch_is_that_of_the_wire() -> None:
+    batch = Batch(Origin(bytes(32)), 1000, 1000, bytes(64), bytes(64))
+    assert sum(map(len, encode_body(Rumor((batch,))))) == 64 + BATCH_OVERHEAD_BYTES
+
+
+def test_the_demos_figures() -> None:
+    views = tuple(SeedsView(name, "idle", 9, 50, None, 1000, "s", f"w-{name}") for name in "ab")
+    result = SeedsResult(0.5, 0.575, views, links=4, joiner_bytes=1234, model_bytes=10**6, wall_s=60.04)
+    assert result.figures() == {
+        "accuracy_before": 0.5,
+        "accuracy_after": 0.575,
+        "digests": ["w-a", "w-b"],
+        "records": 50,
+        "bytes_per_record_per_link": 10.0,
+        "joiner_bytes": 1234,
+        "wall_s": 60.0,
+    }
+    assert any("NOT EQUAL" in sentence for sentence in result.sentences())
