@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -68,13 +70,21 @@ def test_liars_lie_only_where_there_are_some(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_traffic_counts_what_passes_a_link(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_traffic, "TARGET", 0.01)
-    monkeypatch.setattr(bench_traffic, "PROBES", (1, 2))
+    race = replace(bench_traffic.RACES["digits"], gain=0.01, probes=(1, 2))
+    monkeypatch.setitem(bench_traffic.RACES, "digits", race)
     monkeypatch.setattr(bench_traffic, "LOOK_EVERY", 1)
-    models, *seeds = measure_traffic(0)
+    models, *seeds = measure_traffic("digits", 0)
     assert models["bytes_per_link"] == 2 * models["rounds"] * 4 * 6570
     assert [row["bytes_per_link"] for row in seeds] == [row["rounds"] * PEERS * (114 + row["probes"]) for row in seeds]
     assert all(row["rounds"] for row in seeds)
+
+
+def test_a_race_that_begins_with_knowledge_has_a_higher_target(monkeypatch: pytest.MonkeyPatch) -> None:
+    race = replace(bench_traffic.RACES["digits"], gain=0.0, probes=(), knows=True)
+    monkeypatch.setitem(bench_traffic.RACES, "digits", race)
+    (row,) = measure_traffic("digits", 0)
+    assert row["target"] > 0
+    assert row["rounds"] == 1
 
 
 def test_the_overhead_of_a_batch_is_that_of_the_wire() -> None:

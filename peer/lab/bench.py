@@ -25,7 +25,7 @@ from .bench_liars import measure_liars
 from .bench_link import measure_link
 from .bench_memory import measure_memory
 from .bench_replay import PARAMETERS, measure_replay
-from .bench_traffic import measure_traffic
+from .bench_traffic import RACES, measure_traffic
 from .cohort import Cohort, loopback_configs
 
 PEERS = 8
@@ -205,7 +205,8 @@ def bench_traffic(repeats: int, step: Step) -> dict[str, Any]:
     """Bytes and time to equal accuracy, models beside records; each repetition is another seed, of some minutes."""
     rows: list[dict[str, Any]] = []
     for seed in range(repeats):
-        rows += [{"seed": seed, **row} for row in measure_traffic(seed)]
+        for task in RACES:
+            rows += [{"seed": seed, **row} for row in measure_traffic(task, seed)]
         step()
     return report(repeats, {}, rows=rows)
 
