@@ -128,9 +128,11 @@ def state(name: str, count: int) -> FeedState:
 # A peer -----------------------------------------------------------------------------------------------
 
 
-def fresh(links: Sequence[PeerId] = (B, C, D), shared: bool = False, **pacing: Unpack[Constants]) -> Peer:
+def fresh(
+    links: Sequence[PeerId] = (B, C, D), shared: bool = False, rules: Rules = RULES, **pacing: Unpack[Constants]
+) -> Peer:
     """A peer that knows nothing yet."""
-    seeds = Seeds(me=ME, origin=key("me"), rules=RULES, verify=verify, shared=shared, gossip_s=GOSSIP_S)
+    seeds = Seeds(me=ME, origin=key("me"), rules=rules, verify=verify, shared=shared, gossip_s=GOSSIP_S)
     return Peer(Around(links), Pacing(**pacing), HEARTBEAT_S, TIMEOUT_S, seeds)
 
 
@@ -138,10 +140,11 @@ def started(
     links: Sequence[PeerId] = (B, C, D),
     held: Sequence[Batch] = (),
     shared: bool = False,
+    rules: Rules = RULES,
     **pacing: Unpack[Constants],
 ) -> Peer:
     """A peer that has started at time 0 with this log, and folded it; it waits for its neighbours."""
-    peer = fresh(links, shared, **pacing)
+    peer = fresh(links, shared, rules, **pacing)
     assert peer.handle(Restored(tuple(held), ()), 0.0) == []
     round = max((one.round for one in held if one.origin == key("me")), default=0)
     effects = peer.handle(Started(round), 0.0)
@@ -156,10 +159,11 @@ def linked(
     links: Sequence[PeerId] = (B, C, D),
     held: Sequence[Batch] = (),
     shared: bool = False,
+    rules: Rules = RULES,
     **pacing: Unpack[Constants],
 ) -> Peer:
     """The same when all neighbours are linked and hold just what it holds: it has begun what comes next, at time 0."""
-    peer = started(links, held, shared, **pacing)
+    peer = started(links, held, shared, rules, **pacing)
     for link in links:
         assert peer.handle(LinkUp(link, 1, Turn(0)), 0.0) == [changed(link, "alive"), Send(link, have(peer))]
     for link in links:
@@ -168,10 +172,14 @@ def linked(
 
 
 def training(
-    links: Sequence[PeerId] = (B, C, D), others: str = "", shared: bool = False, **pacing: Unpack[Constants]
+    links: Sequence[PeerId] = (B, C, D),
+    others: str = "",
+    shared: bool = False,
+    rules: Rules = RULES,
+    **pacing: Unpack[Constants],
 ) -> Peer:
     """A peer whose birth is published, with the births of these others; it trains round 1."""
-    peer = linked(links, (birth("me"), *map(birth, others)), shared, **pacing)
+    peer = linked(links, (birth("me"), *map(birth, others)), shared, rules, **pacing)
     assert (peer.phase, peer.round) == ("training", 1)
     return peer
 

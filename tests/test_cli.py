@@ -430,3 +430,20 @@ def test_a_cause_is_not_swallowed(capsys: Capture, here: Path, monkeypatch: pyte
 def test_a_figure_that_is_not_finite_has_a_word() -> None:
     row = {"kind": "round", "round": 1, "loss": None, "seconds": 1.0, "waited_s": 0.0, "folded": [], "missing": []}
     assert "loss not finite" in console.run_line(row).plain
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"kind": "crowded_out", "peer": "b"}, "b has too many lives"),
+        ({"kind": "voided", "peer": "b", "forked": True, "from_seq": 7}, "b signed two histories: its records from 7"),
+        ({"kind": "unreached", "peer": "b", "from_seq": 7}, "b's records from 7 on are void; only a neighbour"),
+        ({"kind": "diverged", "peer": "b"}, "b holds the same records and has other weights"),
+        (
+            {"kind": "took", "batches": 9, "bytes": 80, "sources": ["b", "c"]},
+            "took the state of 9 batches (80 bytes) instead of their log from b, c",
+        ),
+    ],
+)
+def test_news_about_records_have_words(row: dict[str, object], text: str) -> None:
+    assert console.run_line(row).plain.startswith(text)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from murmurate.peer.config import parse
+from murmurate.peer.errors import ConfigError
+from murmurate.peer.learning.prober import make_prober
 from murmurate.peer.learning.trainer import make_trainer
 from murmurate.peer.protocol.events import Mix, Turn
 
@@ -30,3 +33,16 @@ def test_the_task_that_is_shown_trains(module: str, tmp_path: Path, monkeypatch:
         trainer.mix(Mix(Turn(round), {}, {}))
         losses.append(trainer.figures()["test_loss"])
     assert losses[-1] < losses[0]
+
+
+def test_the_large_model_that_is_shown_is_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to its weights: their folder is empty."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_texts").mkdir()
+    (tmp_path / "my_texts" / "train.txt").write_text("one text\n\nanother\n", encoding="utf-8")
+    (tmp_path / "models" / "llama-1b").mkdir(parents=True)
+    table = tomllib.loads(README.split("```toml\n")[-1].split("```")[0])
+    config = parse({"name": "a", "peers": {"a": "127.0.0.1:0"}, **table})
+    assert config.records == 64
+    with pytest.raises(ConfigError, match="models/llama-1b"):
+        make_prober(config)

@@ -9,15 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from murmurate.peer.lab import tally
 from murmurate.peer.lab.seeds_life import signed, verify
 from murmurate.peer.learning.exchange.seeds import Changes, Ledger, Terms, sum_of
 from murmurate.peer.protocol.difference import RULINGS_MAX, Difference, pack
-from murmurate.peer.protocol.events import Have, Report, Send, Verdict
+from murmurate.peer.protocol.events import Fold, Have, Report, Rumor, Send, Verdict
 from murmurate.peer.protocol.feeds import ORIGINS_PER_PEER_MAX, Feeds
 from murmurate.peer.protocol.records import Batch, Fork, Origin, Ruling
 from murmurate.peer.protocol.rumors import SIGN_BYTES
 
-from .scene import B, C, dropped, told
+from .scene import B, C, D, dropped, told
 from .seeds_scene import (
     RECORDS,
     RULES,
@@ -153,3 +154,34 @@ def test_many_rulings_are_told_in_several_answers() -> None:
     answer = pack(Difference(rulings=[retraction("b", n) for n in range(RULINGS_MAX + 5)]))
     assert len(answer.rulings) == RULINGS_MAX
     assert answer.more
+
+
+def test_more_rulings_at_once_than_a_rumor_carries() -> None:
+    """A rumor with as many retractions as it may carry, and forks beside them: those become rulings here as well."""
+    roster = tuple(f"p{number:03}" for number in range(RULINGS_MAX + 2))
+    peer = training((B, C, D), rules=replace(RULES, roster=RULES.roster | set(roster)))
+    births = tuple(birth(name) for name in roster)
+    first, last = births[: len(births) // 2], births[len(births) // 2 :]
+    for some in (first, last):
+        peer.handle(rumor(B, *some, *(batch(one.codes.decode(), 1) for one in some)), 1.0)
+    forks = (batch(roster[-1], 1, codes="evil"), batch(roster[-2], 1, codes="evil"))
+    effects = peer.handle(rumor(B, *forks, *(retraction(name, 0) for name in roster[:RULINGS_MAX])), 2.0)
+    for to in (C, D):
+        sent = [effect.body for effect in effects if isinstance(effect, Send) and effect.to == to]
+        rulings = [body.rulings for body in sent if isinstance(body, Rumor)]
+        assert [len(some) for some in rulings] == [RULINGS_MAX, 2]
+        assert len({ruling for some in rulings for ruling in some}) == RULINGS_MAX + 2
+
+
+def test_the_toy_replica_forgets_what_is_dropped() -> None:
+    """And what comes back after that counts once, up to where it was closed anew."""
+    weights = tally.Ledger(RECORDS)
+    kept, gone = batch("b", 1), [batch("d", 1), batch("d", 2)]
+    replica, other = tally.Tally(weights, key("me")), tally.Tally(weights, key("me"))
+    replica.fold(Fold(1, (kept, *gone), ((key("d"), RECORDS + 1),)))
+    replica.fold(Fold(2, (), (), dropped=(key("d"),)))
+    other.fold(Fold(1, (kept,), ()))
+    assert replica.weights == other.weights != 0
+    for one in (replica, other):
+        one.fold(Fold(3, tuple(gone), ()))
+    assert replica.weights == other.weights

@@ -23,7 +23,7 @@ from murmurate.peer.runtime.log import MARKER, Log
 from murmurate.peer.runtime.wire import encode_body, encode_hello
 
 from .ear import hello, raw
-from .plot import RECORDS, Crash, Sower, again, agree, begin, codes, restored, seeds_config
+from .plot import RECORDS, Counting, Crash, Sower, again, agree, begin, codes, restored, seeds_config
 from .toy import living
 
 ALL = "abc"
@@ -391,6 +391,20 @@ def test_what_is_kept_first_is_written_first(tmp_path: Path, monkeypatch: pytest
             future = a.seeds._in_log(a.seeds._sign, Batch(a.origin, 1, 1, bytes(RECORDS), b""))  # pyright: ignore[reportPrivateUsage] (as `perform` queues it)
             signed = await future  # and the core is not told
             assert written == [kept, signed.batch]
+
+    asyncio.run(scenario())
+
+
+def test_who_must_leave_the_grid_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counting, "figures", lambda _: {"off_grid": 1.0})
+
+    async def scenario() -> None:
+        async with AsyncExitStack() as stack:
+            (a,) = await begin(stack, tmp_path, "a")
+            a.replica.allow(3)
+            await a.row("round", round=3)
+            (row,) = a.all("warning")
+            assert row["text"].startswith("seeds.memory = 'lean': a weight left the grid")
 
     asyncio.run(scenario())
 
