@@ -7,6 +7,9 @@ records out of the slot again (K stores, not 32768), transforms, and reads and w
 five steps of radix 8: three bits of the index lie within a thread, and going on to the next three is one exchange
 through shared memory. So main memory sees 8 bytes per parameter for any K, and the caches 4 more.
 
+That exchange needs 128 KiB of shared memory: an A100 and an H100 have them, cards for desks do not. There, and for sums
+beyond 32 bits, whatever needs a transform is done by `cpu` on the host, piece by piece.
+
 No multiplication may be fused with an addition: every launch says `enable_fp_fusion=False`. Arguments are checked in
 `__init__`.
 """
@@ -17,6 +20,7 @@ No multiplication may be fused with an addition: every launch says `enable_fp_fu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import cpu
 from .directions import BLOCK, BLOCK_LOG2, DOMAIN_ROWS, DOMAIN_SIGNS, GROUP, PHILOX_M, PHILOX_W, Direction, Directions
 
 try:
@@ -33,7 +38,10 @@ except ImportError as error:
     raise RuntimeError("directions on a CUDA tensor need the package triton: pip install triton") from error
 
 PARTIALS = 2**20  # float64 in the groups' partial sums of `project`: 8 MiB
-OPTIONS = {"enable_fp_fusion": False, "num_warps": 16}
+OPTIONS = {"enable_fp_fusion": False}
+TRANSFORM_OPTIONS = {**OPTIONS, "num_warps": 16}
+TRANSFORM_BYTES = 4 * BLOCK  # shared memory of a block's transform (the compiler says so: tests/triton_noise.py)
+HOST_PIECE = 2**11 * BLOCK  # entries that go through the host at once: 256 MiB (a guess)
 SLOTS_PER_PROCESSOR = 1  # a block's 32768 sums fill the registers of a streaming multiprocessor
 
 N: tl.constexpr = tl.constexpr(BLOCK)
@@ -83,9 +91,9 @@ def sign_bits(signs, first, COUNT: tl.constexpr):
 
 
 @triton.jit
-def fields(keys, indices, block, start, count):
-    """Rows and sign bits of records [start, start + KS) in a block; what is beyond `count` is masked by the caller."""
-    k = start + tl.arange(0, KS)
+def fields(keys, indices, block, start, count, COUNT: tl.constexpr):
+    """Rows and sign bits of records [start, start + COUNT) in a block; the caller masks what is beyond `count`."""
+    k = start + tl.arange(0, COUNT)
     inside = k < count
     key_low, key_high = halves(tl.load(keys + k, mask=inside, other=0))
     low, high = halves(tl.load(indices + k, mask=inside, other=0))
@@ -137,14 +145,14 @@ def hadamard(x):
 def sums_of(slot, keys, indices, coefficients, count, signs, block):
     """Sum of coefficient x direction in a block [N]. The slot is zero before and after."""
     for start in range(0, count, KS):
-        row, sign, k, inside = fields(keys, indices, block, start, count)
+        row, sign, k, inside = fields(keys, indices, block, start, count, KS)
         coefficient = tl.load(coefficients + k, mask=inside, other=0)
         tl.atomic_add(slot + row, tl.where(sign == 1, -coefficient, coefficient), mask=inside)
     tl.debug_barrier()
     x = tl.load(slot + tl.arange(0, N), cache_modifier=".cg")  # the first cache does not see the atomics
     tl.debug_barrier()
     for start in range(0, count, KS):
-        row, sign, k, inside = fields(keys, indices, block, start, count)
+        row, sign, k, inside = fields(keys, indices, block, start, count, KS)
         tl.store(slot + row, tl.zeros_like(row).to(slot.dtype.element_ty), mask=inside)
     tl.debug_barrier()
     x = hadamard(x)
@@ -152,9 +160,14 @@ def sums_of(slot, keys, indices, coefficients, count, signs, block):
 
 
 @triton.jit
+def blocks_of(size):
+    return (tl.cast(size, tl.int64) + N - 1) // N  # Triton gives an argument 32 bits if it fits: no sum of it need fit
+
+
+@triton.jit
 def accumulate_kernel(sums_D, size, first_block, slots, keys, indices, coefficients, count, signs):
     slot = slots + tl.program_id(0).to(tl.int64) * N
-    for number in range(tl.program_id(0), (size + N - 1) // N, tl.num_programs(0)):
+    for number in range(tl.program_id(0), blocks_of(size), tl.num_programs(0)):
         at = tl.cast(number, tl.int64) * N + tl.arange(0, N)
         old = tl.load(sums_D + at, mask=at < size, other=0)
         x = sums_of(slot, keys, indices, coefficients, count, signs, first_block + tl.cast(number, tl.int64))
@@ -164,7 +177,7 @@ def accumulate_kernel(sums_D, size, first_block, slots, keys, indices, coefficie
 @triton.jit
 def replay_kernel(weights_D, size, first_block, slots, keys, indices, coefficients, count, signs, unit):
     slot = slots + tl.program_id(0).to(tl.int64) * N
-    for number in range(tl.program_id(0), (size + N - 1) // N, tl.num_programs(0)):
+    for number in range(tl.program_id(0), blocks_of(size), tl.num_programs(0)):
         at = tl.cast(number, tl.int64) * N + tl.arange(0, N)
         old = tl.load(weights_D + at, mask=at < size, other=0.0)
         x = sums_of(slot, keys, indices, coefficients, count, signs, first_block + tl.cast(number, tl.int64))
@@ -174,15 +187,15 @@ def replay_kernel(weights_D, size, first_block, slots, keys, indices, coefficien
 @triton.jit
 def step_of(keys, indices, signs, first, epsilon):
     """epsilon x direction for entries [first, first + TILE) of the whole model."""
-    row, sign, _, inside = fields(keys, indices, first // N, 0, 1)
-    both = tl.sum(tl.where(inside, row | (sign << LOG2), 0), 0)  # the only record's
+    row, sign, _, _ = fields(keys, indices, first // N, 0, 1, 1)
+    field = tl.sum(row | (sign << LOG2), 0)  # the only record's
     t = (first % N).to(tl.int32) + tl.arange(0, TILE)
-    odd = both & t
+    odd = field & t
     odd = odd ^ (odd >> 8)
     odd = odd ^ (odd >> 4)
     odd = odd ^ (odd >> 2)
     odd = odd ^ (odd >> 1)
-    odd = (odd ^ sign_bits(signs, first, TILE) ^ (both >> LOG2)) & 1
+    odd = (odd ^ sign_bits(signs, first, TILE) ^ (field >> LOG2)) & 1
     return tl.where(odd == 1, -epsilon, epsilon)
 
 
@@ -201,7 +214,7 @@ def perturb_kernel(out_D, weights_D, size, first_block, keys, indices, signs, ep
     start = tl.program_id(0).to(tl.int64) * TILE
     at = start + tl.arange(0, TILE)
     weights = tl.load(weights_D + at, mask=at < size, other=0.0).to(tl.float32)
-    out = weights + step_of(keys, indices, signs, first_block * N + start, epsilon)
+    out = weights + step_of(keys, indices, signs, tl.cast(first_block, tl.int64) * N + start, epsilon)
     tl.store(out_D + at, rounded(out, out_D.dtype.element_ty), mask=at < size)
 
 
@@ -214,7 +227,7 @@ def materialise_kernel(
     base = tl.load(base_D + at, mask=at < size, other=0.0).to(tl.float32)
     out = base - unit * tl.load(sums_D + at, mask=at < size, other=0).to(tl.float32)
     if PERTURBED:
-        out = out + step_of(keys, indices, signs, first_block * N + start, epsilon)
+        out = out + step_of(keys, indices, signs, tl.cast(first_block, tl.int64) * N + start, epsilon)
     tl.store(out_D + at, rounded(out, out_D.dtype.element_ty), mask=at < size)
 
 
@@ -224,16 +237,16 @@ def project_kernel(totals_GK, update_D, size, first_block, first_group, slots, k
     slot = slots + tl.program_id(0).to(tl.int64) * N
     totals_K = totals_GK + tl.program_id(0).to(tl.int64) * count
     for number in range(PER_GROUP):
-        block = (first_group + tl.program_id(0)).to(tl.int64) * PER_GROUP + number
+        block = (tl.cast(first_group, tl.int64) + tl.program_id(0)) * PER_GROUP + number
         at = (block - first_block) * N + tl.arange(0, N)
         there = (at >= 0) & (at < size)
-        update = tl.load(update_D + at, mask=there, other=0.0)
-        x = hadamard(tl.where(sign_bits(signs, block * N, N) == 1, -update, update))
         if (block >= first_block) & ((block - first_block) * N < size):
+            update = tl.load(update_D + at, mask=there, other=0.0)
+            x = hadamard(tl.where(sign_bits(signs, block * N, N) == 1, -update, update))
             tl.store(slot + tl.arange(0, N), x)
             tl.debug_barrier()
             for start in range(0, count, KS):
-                row, sign, k, inside = fields(keys, indices, block, start, count)
+                row, sign, k, inside = fields(keys, indices, block, start, count, KS)
                 value = tl.load(slot + row, mask=inside, other=0.0, cache_modifier=".cg").to(tl.float64)
                 total = tl.load(totals_K + k, mask=inside, other=0.0)
                 tl.store(totals_K + k, total + tl.where(sign == 1, -value, value), mask=inside)
@@ -247,11 +260,15 @@ def accumulate(
     sums_D: Tensor, directions: Directions, coefficients_K: NDArray[np.int64], signs: int, first_block: int = 0
 ) -> None:
     """As `reference.accumulate`."""
+    if not _fits(sums_D, coefficients_K):
+        _through_host(sums_D, first_block, lambda x, at: cpu.accumulate(x, directions, coefficients_K, signs, at))
+        return
     records = _records(sums_D, directions, coefficients_K)
     slots = records[2].new_zeros(_slots(sums_D) * BLOCK)
+    key, size = _long(sums_D, signs), sums_D.numel()
     with torch.cuda.device_of(sums_D):
         accumulate_kernel[(_slots(sums_D),)](
-            sums_D, sums_D.numel(), first_block, slots, *records, len(directions), _long(sums_D, signs), **OPTIONS
+            sums_D, size, first_block, slots, *records, len(directions), key, **TRANSFORM_OPTIONS
         )
 
 
@@ -264,13 +281,17 @@ def replay(
     first_block: int = 0,
 ) -> None:
     """As `reference.replay`."""
+    if not _fits(weights_D, coefficients_K):
+        _through_host(
+            weights_D, first_block, lambda x, at: cpu.replay(x, directions, coefficients_K, signs, unit_log2, at)
+        )
+        return
     records = _records(weights_D, directions, coefficients_K)
     slots = records[2].new_zeros(_slots(weights_D) * BLOCK)
-    key = _long(weights_D, signs)
-    size = weights_D.numel()
+    key, size = _long(weights_D, signs), weights_D.numel()
     with torch.cuda.device_of(weights_D):
         replay_kernel[(_slots(weights_D),)](
-            weights_D, size, first_block, slots, *records, len(directions), key, 2.0**unit_log2, **OPTIONS
+            weights_D, size, first_block, slots, *records, len(directions), key, 2.0**unit_log2, **TRANSFORM_OPTIONS
         )
 
 
@@ -289,7 +310,7 @@ def materialise(
     scalars = (2.0**unit_log2, float(np.float32(epsilon)), direction is not None)
     with torch.cuda.device_of(out_D):
         materialise_kernel[(triton.cdiv(out_D.numel(), TILE.value),)](
-            out_D, base_D, sums_D, out_D.numel(), first_block, *along, *scalars, enable_fp_fusion=False
+            out_D, base_D, sums_D, out_D.numel(), first_block, *along, *scalars, **OPTIONS
         )
 
 
@@ -300,14 +321,17 @@ def perturb(
     along = (*_one(out_D, direction, signs), float(np.float32(epsilon)))
     with torch.cuda.device_of(out_D):
         perturb_kernel[(triton.cdiv(out_D.numel(), TILE.value),)](
-            out_D, weights_D, out_D.numel(), first_block, *along, enable_fp_fusion=False
+            out_D, weights_D, out_D.numel(), first_block, *along, **OPTIONS
         )
 
 
 def project(update_D: Tensor, directions: Directions, signs: int, first_block: int = 0) -> NDArray[np.float64]:
     """As `reference.project`."""
     count = len(directions)
-    keys, indices, _ = _records(update_D, directions, np.zeros(count, dtype=np.int64))
+    none_K = np.zeros(count, dtype=np.int64)
+    if not _fits(update_D, none_K):
+        return cpu.project(update_D.cpu(), directions, signs, first_block)  # whole: the order of its sums matters
+    keys, indices, _ = _records(update_D, directions, none_K)
     key = _long(update_D, signs)
     groups = range(first_block // GROUP, -(-(first_block - (-update_D.numel() // BLOCK)) // GROUP))
     at_once = max(1, min(len(groups), _processors(update_D), PARTIALS // count))
@@ -317,16 +341,48 @@ def project(update_D: Tensor, directions: Directions, signs: int, first_block: i
         for first in groups[::at_once]:
             totals_GK = torch.zeros(at_once, count, dtype=torch.float64, device=update_D.device)
             project_kernel[(min(at_once, groups.stop - first),)](
-                totals_GK, update_D, update_D.numel(), first_block, first, slots, keys, indices, count, key, **OPTIONS
+                totals_GK,
+                update_D,
+                update_D.numel(),
+                first_block,
+                first,
+                slots,
+                keys,
+                indices,
+                count,
+                key,
+                **TRANSFORM_OPTIONS,
             )
             for row_K in totals_GK:  # in order, as everywhere
                 total_K += row_K
     return total_K.cpu().numpy()
 
 
+def _is_narrow(coefficients_K: NDArray[np.int64]) -> bool:
+    """Whether no sum of them can leave int32."""
+    return int(np.abs(coefficients_K).sum()) < 2**31
+
+
+def _fits(like: Tensor, coefficients_K: NDArray[np.int64]) -> bool:
+    """Whether this device can transform a block of such sums."""
+    if not like.is_cuda:
+        return True  # the interpreter
+    found = triton.runtime.driver.active.utils.get_device_properties(like.device.index)
+    return _is_narrow(coefficients_K) and found["max_shared_mem"] >= TRANSFORM_BYTES
+
+
+def _through_host(vector_D: Tensor, first_block: int, update: Callable[[Tensor, int], None]) -> None:
+    """Update it in place on the CPU, some blocks at a time; `update` gets them and the number of the first."""
+    for start in range(0, vector_D.numel(), HOST_PIECE):
+        piece_D = vector_D[start : start + HOST_PIECE]
+        host_D = piece_D.cpu()
+        update(host_D, first_block + start // BLOCK)
+        piece_D.copy_(host_D)
+
+
 def _records(like: Tensor, directions: Directions, coefficients_K: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
     """Keys, indices and coefficients on the device; int32 where no sum can leave it."""
-    narrow = np.abs(coefficients_K).sum() < 2**31
+    narrow = _is_narrow(coefficients_K)
     coefficients = torch.from_numpy(coefficients_K.astype(np.int32) if narrow else coefficients_K)
     keys, indices = (torch.from_numpy(array.view(np.int64)) for array in (directions.keys, directions.indices))
     return keys.to(like.device), indices.to(like.device), coefficients.to(like.device)
