@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -111,8 +112,8 @@ def _add_topology(subs: Any, commands: Commands) -> None:
 
 def _add_sim(sim: argparse.ArgumentParser) -> None:
     sim.add_argument("--peers", type=_positive, default=16, help="number of peers (default: %(default)s)")
-    sim.add_argument("--seconds", type=float, default=60.0, help="virtual seconds with faults (default: %(default)s)")
-    sim.add_argument("--calm", type=float, default=60.0, help="virtual seconds after them (default: %(default)s)")
+    sim.add_argument("--seconds", type=_seconds, default=60.0, help="virtual seconds of faults (default: %(default)s)")
+    sim.add_argument("--calm", type=_seconds, default=60.0, help="virtual seconds after them (default: %(default)s)")
     sim.add_argument("--seed", type=int, default=0, help="the whole run is a function of it (default: %(default)s)")
     sim.add_argument("--seeds", type=_positive, default=1, help="run this many seeds from --seed on (default: 1)")
     sim.add_argument("--loss", type=_probability, default=0.0, help="share of lost envelopes (default: %(default)s)")
@@ -162,7 +163,14 @@ def _whole(text: str) -> int:
     with suppress(ValueError):
         if 0 <= (value := int(text)) <= 2**53:  # what every number on a link is bound by
             return value
-    raise argparse.ArgumentTypeError(f"{text!r} should be a whole number, at least 0")
+    raise argparse.ArgumentTypeError(f"{text!r} should be a whole number from 0 to 2^53")
+
+
+def _seconds(text: str) -> float:
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} should be a number of seconds, at least 0")
 
 
 def _probability(text: str) -> float:

@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # `python -m pytest` puts the checkout on sys.path, where ./proto and ./kernels would answer to other packages' names.
@@ -16,3 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No deadline: a busy machine is not a bug. Elsewhere than in CI each run draws new examples, and keeps those that fail.
 settings.register_profile("murmurate", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("murmurate")
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -22,7 +22,7 @@ from murmurate.peer.protocol.difference import size
 from murmurate.peer.protocol.events import Audit, Body, Effect, Fact, Fold, Leave, PeerId, Send, Sign, Train, Voided
 from murmurate.peer.protocol.feeds import Feeds, Judgement
 from murmurate.peer.protocol.probing import Probing
-from murmurate.peer.protocol.records import Batch, Origin
+from murmurate.peer.protocol.records import Batch, Origin, Retraction
 from murmurate.peer.protocol.rumors import Rumors
 from murmurate.topology import Topology
 
@@ -262,6 +262,17 @@ def _never_sync(self: Disk, *entries: object, sync: bool = False) -> None:
     self.entries += entries  # type: ignore[arg-type]  # batches and rulings
 
 
+def _retract_nothing(self: Feeds, *_: object) -> Judgement:
+    return Judgement.KNOWN
+
+
+_on_retraction = Feeds._on_retraction  # pyright: ignore[reportPrivateUsage]: broken below
+
+
+def _retract_all(self: Feeds, retraction: Retraction, trusted: bool) -> Judgement:
+    return _on_retraction(self, replace(retraction, from_seq=0), True)
+
+
 def _say_nothing(*_: object) -> list[Effect]:
     return []
 
@@ -270,6 +281,8 @@ BREAKS: dict[str, tuple[type, str, Callable[..., object], dict[str, object], str
     "forks are ignored": (Feeds, "_fork", _forget_forks, {"liars": ((3, Lies.FORK),)}, "different sets"),
     "batches are folded twice": (Feeds, "take", _take_again, {}, "folds batch 1 of"),
     "closings are not told": (Feeds, "take", _take_no_closings, {"retractions": 6}, "other weights than its feeds"),
+    "retractions are ignored": (Feeds, "_on_retraction", _retract_nothing, {"retractions": 2}, "and goes on to"),
+    "retractions void all": (Feeds, "_on_retraction", _retract_all, {"retractions": 2}, "which nobody decided"),
     # In time, it would hear of its own feed from its neighbours, and go on from there.
     "our own log is forgotten": (Disk, "append", _never_sync, {"pacing": HASTY, "weather": TORN}, "a second time"),
     "losses are never repaired": (Rumors, "_on_have", _say_nothing, {}, "different sets"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from murmurate.kernels import noise
 from murmurate.kernels.noise import yardsticks
+from murmurate.peer.errors import LocalError
 
 COUNTS = (1, 8, 64, 256, 1024, 65_536)
 PARAMETERS = 100_000_000
@@ -27,8 +28,11 @@ def measure_replay(
 
     Ratios are taken within a repetition, and a row holds medians.
     """
-    device, threads = yardsticks.device_of("auto")
-    weights_D = yardsticks.model(parameters, device)
+    device, threads = yardsticks.kind_and_threads("auto")
+    try:
+        weights_D = yardsticks.model(parameters, device)
+    except RuntimeError as error:  # torch's way to say that there is no memory
+        raise LocalError(f"--parameters {parameters}: {str(error).splitlines()[0]}") from None
     history_D = yardsticks.model(min(parameters, HISTORY_PARAMETERS), device)
     _warm_up(device)
     times: list[Times] = []

@@ -94,6 +94,7 @@ class DemoResult:
     wall_s: float
     report: Path
     final: dict[str, float] = field(default_factory=dict[str, float])
+    failure = ""
 
     def honest(self) -> list[float]:
         """Final accuracy of each honest peer, the killed one included."""
@@ -139,8 +140,11 @@ def clear(folder: Path) -> None:
     if folder.exists() and not mark.exists():
         raise ConfigError(f"{folder}: exists and is not a demo's; choose another --out")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    mark.touch()
+    try:
+        folder.mkdir(parents=True)
+        mark.touch()
+    except OSError as error:
+        raise ConfigError(f"{folder}: could not be made: {error.strerror}; choose another --out") from None
 
 
 class Demo:

@@ -108,6 +108,12 @@ class SeedsResult:
         }
 
     @property
+    def failure(self) -> str:
+        """What must never happen, in words; "" when it did not."""
+        is_equal = len({peer.weights for peer in self.peers}) == 1
+        return "" if is_equal else "the weights differ: a bug, or a machine that computes wrongly"
+
+    @property
     def records(self) -> int:
         """In the set that all hold at the end."""
         return self.peers[0].records
@@ -121,11 +127,10 @@ class SeedsResult:
         """The verdict in words."""
         sent = sum(peer.bytes_sent for peer in self.peers)
         gain = 100 * (self.accuracy_after - self.accuracy_before)
-        equal = len({peer.weights for peer in self.peers}) == 1
         return [
             f"accuracy {self.accuracy_before:.3f} before, {self.accuracy_after:.3f} after: {gain:+.1f} points in "
             f"{self.wall_s:.0f} s.",
-            f"weights: {'bit-identical on all peers' if equal else 'NOT EQUAL'}, {self.records} records, "
+            f"weights: {'NOT EQUAL' if self.failure else 'bit-identical on all peers'}, {self.records} records, "
             f"{sent / 1e3:.0f} kB sent in all; one gossiped model alone is {self.model_bytes / 1e6:.0f} MB.",
             f"{self.bytes_per_record_per_link:.1f} bytes per record and link, heartbeats and repairs included; "
             f"{LATE} joined late with {self.joiner_bytes / 1e3:.1f} kB.",
@@ -199,7 +204,7 @@ class SeedsDemo:
             self._joiner_bytes = int(rows[0]["bytes_received"])
 
     def _kill(self) -> None:
-        self._sent_before[VICTIM] = int(self._status[VICTIM]["bytes_sent"])
+        self._sent_before[VICTIM] = int(self._status.get(VICTIM, {}).get("bytes_sent", 0))
         self.cohort.kill(VICTIM)
         self.cohort.start(VICTIM)
 

@@ -30,6 +30,7 @@ class Liar:
     def __init__(self, lies: Lies) -> None:
         self._lies = lies
         self._own = Origin(b"")
+        self._worn = set[Origin]()
 
     def say(self, body: Body, to: int, random: Random) -> tuple[Body, ...]:
         """What goes out instead of `body` to peer `to`."""
@@ -57,6 +58,11 @@ class Liar:
     def wears(self, origin: Origin) -> None:
         """Which key is ours now."""
         self._own = origin
+        self._worn.add(origin)
+
+    def wore(self, origin: Origin) -> bool:
+        """Whether that key is or was ours."""
+        return origin in self._worn
 
 
 class Noise:

@@ -1,4 +1,4 @@
-"""Storm drills of the `seeds` exchange: one seed, one swarm; liars, retractions and all three kinds of directions.
+"""Storm drills of the `seeds` exchange: one seed, one swarm; liars, retractions, states handed over, shared directions.
 
 One drill is one seed; the caller spreads a range of seeds over processes.
 """
@@ -93,11 +93,20 @@ def _graph(peers: int, seed: int) -> Topology:
 
 
 def seeds_drill(seed: int, peers: int = 8, weather: Weather = STORM) -> Outcome:
-    """One seed: every third with shared directions, every other with a liar, every fourth with retractions."""
+    """One seed: every other one with a liar, every third with shared directions, every fifth with retractions; of the
+    rest every fourth hands states over.
+    """
     random = Random(f"seeds drill {seed}")
     liars = ((random.randrange(peers), random.choice(list(Lies))),) if seed % 2 else ()
+    shared, judged = seed % 3 == 0, seed % 5 == 0
     plan = seeds_plan(
-        seed, peers, weather=weather, shared=seed % 3 == 0, liars=liars, retractions=2 if seed % 4 == 0 else 0
+        seed,
+        peers,
+        weather=weather,
+        shared=shared,
+        liars=liars,
+        retractions=2 if judged else 0,
+        vouchers=2 if seed % 4 == 0 and not (shared or judged) else 0,
     )
     return simulate_seeds(plan)
 

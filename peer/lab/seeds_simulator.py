@@ -1,7 +1,8 @@
 """The simulator's other exchange: a swarm that gossips seeds, with logs on disks, liars and retractions.
 
 After a storm and some training in the calm, everybody rests, and then all honest peers must hold the same set and the
-same weights, with every batch in it that any of them ever published.
+same weights; in it are all batches that those who are there ever published with the keys that they have now, but for
+what was retracted, and no honest peer's feed ends anywhere but there.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 
 from murmurate.peer.protocol.core import Peer
 from murmurate.peer.protocol.events import Body, Ruled
-from murmurate.peer.protocol.feeds import ORIGIN_BYTES, Feed, Feeds
-from murmurate.peer.protocol.records import Origin
+from murmurate.peer.protocol.feeds import ORIGIN_BYTES, Feeds
+from murmurate.peer.protocol.records import Origin, Retraction
 from murmurate.peer.protocol.rounds import Phase
 
 from .liars import Liar, Lies, Noise
@@ -62,7 +63,7 @@ class SeedsSwarm(Swarm):
         super().__init__(plan, Noise())
         self._keys = [0] * n
         self._disks = [Disk(self._make_key(i)) for i in range(n)]
-        self._retracted: set[Origin] = set()
+        self._decided: dict[Origin, set[int]] = {}  # where feeds were retracted from
         self._resting = False
         self._schedule.after(max(0.0, plan.storm_s + plan.calm_s - plan.rest_s), self._rest)
         for _ in range(plan.retractions):
@@ -121,7 +122,7 @@ class SeedsSwarm(Swarm):
     def retract(self, judge: SeedsLife, target: Origin, from_seq: int) -> None:
         """The user of `judge` decides."""
         retraction = retracted(target, from_seq, AUTHORITY)
-        self._retracted.add(target)
+        self._decided.setdefault(target, set()).add(from_seq)
         judge.disk.append(retraction, sync=True)
         judge.feed(Ruled(retraction), from_seq)
 
@@ -175,10 +176,29 @@ class SeedsSwarm(Swarm):
                 self._book.object(f"{life.name} and {first.name} end with different sets")
             if life.replica.weights != first.replica.weights:
                 self._book.object(f"{life.name} and {first.name} end with different weights")
-            own = life.disk.origin
-            for batch in self._book.published.get(own, {}).values():
-                if not _is_held(feeds.get(own), batch.number) and own not in self._retracted:
-                    self._book.object(f"{life.name} published batch {batch.number}, and it is lost")
+            self._judge_own(life)
+            self._judge_decisions(life)
+
+    def _judge_own(self, life: SeedsLife) -> None:
+        """It holds all that it published, up to where it was retracted from."""
+        feed = feeds_of(life).get(life.disk.origin)
+        for batch in self._book.published.get(life.disk.origin, {}).values():
+            first = (batch.number - 1) * self._plan.records
+            is_void = batch.number and feed is not None and feed.closed is not None and feed.closed <= first
+            if not is_void and (feed is None or batch.number >= feed.count):
+                self._book.object(f"{life.name} published batch {batch.number}, and it is lost")
+
+    def _judge_decisions(self, life: SeedsLife) -> None:
+        """What it decided holds, and no feed but a liar's is closed where nobody decided that."""
+        for feed in feeds_of(life):
+            decided = self._decided.get(feed.origin, set())
+            is_liars = any(liar.wore(feed.origin) for liar in self._liars.values())
+            if feed.closed is not None and feed.closed not in decided and not is_liars:
+                self._book.object(f"{life.name} ends {feed.name} at {feed.closed}, which nobody decided")
+            own = [r.from_seq for r in life.disk.entries if isinstance(r, Retraction) and r.origin == feed.origin]
+            if own and (feed.closed is None or feed.closed > min(own)):
+                void = f"{feed.name} is void from {min(own)}"
+                self._book.object(f"{life.name} knows that {void}, and goes on to {feed.closed}")
 
     def _reached_from(self, i: int) -> set[int]:
         """The peers that are joined to peer i by others that are there: who is gone for ever may leave two parts."""
@@ -199,7 +219,3 @@ def feeds_of(life: Life) -> Feeds:
     """What its core holds."""
     assert life.core.feeds is not None
     return life.core.feeds
-
-
-def _is_held(feed: Feed | None, number: int) -> bool:
-    return feed is not None and number < feed.count

@@ -43,6 +43,8 @@ def run_sim(
     exchange: str = "models",
 ) -> dict[str, Any]:
     """Run every seed; `step` is called after each. `rounds_min` is over all peers and seeds."""
+    if exchange == "seeds" and task != "quadratic":
+        raise ConfigError(f"--task {task}: with --exchange seeds a toy is trained, and no task")
     began = time.perf_counter()
     outcomes: list[Outcome] = []
     for seed in seeds:

@@ -52,7 +52,6 @@ from murmurate.peer.protocol.events import (
     Verdict,
     Voided,
 )
-from murmurate.peer.protocol.feeds import Feed
 from murmurate.peer.protocol.seams import Replica, Trainer
 from murmurate.topology import Topology
 
@@ -60,7 +59,7 @@ from .control import ControlServer, finite
 from .exchange import Exchange, Exported
 from .metrics import Metrics, Row
 from .models import Models
-from .seeds import Seeds
+from .seeds import Retracted, Seeds
 from .store import Store
 from .transport import GrpcTransport
 
@@ -100,6 +99,7 @@ class Daemon:
         self.snapshot_round = 0
         self.marks: Counter[PeerId] = Counter()  # how often each peer was refused something
         self.refusals: dict[PeerId, str] = {}  # the newest reason
+        self._told: set[tuple[PeerId, str]] = set()  # what a neighbour says costs it nothing, and us a row: once each
         self._tell = tell
         self._training = ThreadPoolExecutor(1, "training")
         self._disk = ThreadPoolExecutor(1, "disk")
@@ -191,7 +191,7 @@ class Daemon:
         """Write the model to `path`; `cut` as in cuts.py, empty: as it is. Raises LocalError when that cannot be."""
         return await self.exchange.export(path, cut)
 
-    async def retract(self, who: str, from_seq: int) -> tuple[Feed, int]:
+    async def retract(self, who: str, from_seq: int) -> Retracted:
         """Void records at every peer: see Seeds.retract. Raises LocalError."""
         if self.seeds is None:
             raise LocalError("only the seeds exchange has records that could be retracted")
@@ -313,11 +313,18 @@ class Daemon:
         with suppress(OSError, ValueError):
             self._tell(row)
 
-    def _refused(self, peer: str, reason: str) -> None:
+    def _refused(self, peer: str, reason: str, is_told: bool = False) -> None:
         if peer in self.neighbourhood.links:  # a stranger can invent names
             self.marks[PeerId(peer)] += 1
             self.refusals[PeerId(peer)] = reason
-        self.tell("refused", peer=peer, reason=reason)
+        if not is_told:
+            self.tell("refused", peer=peer, reason=reason)
+
+    def _dropped(self, peer: PeerId, reason: str) -> None:
+        """As a refusal; only the first of each kind is told, and `murmurate peers` has the count."""
+        is_told = (peer, reason) in self._told
+        self._told.add((peer, reason))
+        self._refused(peer, reason, is_told)
 
     def _report(self, fact: Fact) -> None:
         match fact:
@@ -343,7 +350,7 @@ class Daemon:
                 self.tell("peer", peer=peer, state=state.value)
             case Dropped(sender, verdict):
                 if verdict in REASONS:
-                    self._refused(sender, REASONS[verdict])
+                    self._dropped(sender, REASONS[verdict])
             case Voided(origin, peer, from_seq, forked):
                 self.tell("voided", peer=peer, origin=origin.hex(), from_seq=from_seq, forked=forked)
             case Diverged(peer):
