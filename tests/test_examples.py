@@ -42,7 +42,7 @@ def test_the_large_model_that_is_shown_is_a_configuration(tmp_path: Path, monkey
     (tmp_path / "my_texts" / "train.txt").write_text("one text\n\nanother\n", encoding="utf-8")
     (tmp_path / "models" / "llama-1b").mkdir(parents=True)
     table = tomllib.loads(README.split("```toml\n")[-1].split("```")[0])
-    config = parse({"name": "a", "peers": {"a": "127.0.0.1:0"}, **table})
+    config = parse(table)
     assert config.records == 64
     with pytest.raises(ConfigError, match="models/llama-1b"):
         make_prober(config)
