@@ -156,11 +156,13 @@ class RetractRequest(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., from_seq: _Optional[int] = ...) -> None: ...
 
 class RetractReply(_message.Message):
-    __slots__ = ("peer", "origin", "from_seq")
+    __slots__ = ("peer", "origin", "from_seq", "awaits_state")
     PEER_FIELD_NUMBER: _ClassVar[int]
     ORIGIN_FIELD_NUMBER: _ClassVar[int]
     FROM_SEQ_FIELD_NUMBER: _ClassVar[int]
+    AWAITS_STATE_FIELD_NUMBER: _ClassVar[int]
     peer: str
     origin: str
     from_seq: int
-    def __init__(self, peer: _Optional[str] = ..., origin: _Optional[str] = ..., from_seq: _Optional[int] = ...) -> None: ...
+    awaits_state: bool
+    def __init__(self, peer: _Optional[str] = ..., origin: _Optional[str] = ..., from_seq: _Optional[int] = ..., awaits_state: bool = ...) -> None: ...

@@ -77,7 +77,8 @@ def test_what_no_honest_peer_makes_is_refused(wrong: Batch) -> None:
 
 def test_rounds_may_be_skipped_but_not_repeated() -> None:
     feeds = holding(birth("b"), batch("b", 1, round=7))
-    assert feeds.accept(batch("b", 2, round=7)) is MALFORMED
+    assert feeds.accept(forged(batch("b", 2, round=7))) is FORGED
+    assert feeds.accept(batch("b", 2, round=7)) is GAP  # of another history than ours, which its teller need not know
     assert feeds.accept(batch("b", 2, round=ROUND_MAX)) is NEW
 
 
@@ -230,6 +231,20 @@ def test_a_life_that_is_crowded_out_leaves_the_weights() -> None:
     assert feeds.take() == ((), (), (key("b", 9),))
     assert feeds.take_crowded_out() == [(key("b", 9), "b")]
     assert feeds.take_crowded_out() == []
+
+
+def test_only_a_birth_that_its_origin_signed_calls_for_another_state() -> None:
+    """What a state contains cannot be crowded out, so another state is needed; anybody can make up a small key."""
+    others = holding(*(feed("b", 2, life) for life in range(2, 10)))
+    others.take()
+    ground = others.ground()
+    assert ground is not None
+    feeds = holding()
+    feeds.install(ground)
+    assert feeds.accept(forged(birth("b", 1))) is FORGED
+    assert not feeds.crowded
+    assert feeds.accept(birth("b", 1)) is VOID
+    assert feeds.crowded
 
 
 # A function of what was heard -------------------------------------------------------------------------

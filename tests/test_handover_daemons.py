@@ -16,9 +16,13 @@ from murmurate.peer.errors import LocalError
 from murmurate.peer.learning.exchange import states
 from murmurate.peer.protocol import handover
 from murmurate.peer.protocol.events import Body, Offer, PeerId, Piece
+from murmurate.peer.runtime.control import ControlClient
+from murmurate.peer.runtime.cuts import cut_text
+from murmurate.peer.runtime.identity import open_identity
+from murmurate.peer.runtime.log import Log
 
 from .harvest import Grower, garden, write_history
-from .toy import living
+from .toy import PATIENCE_S, living
 
 RECORDS = 64  # in a batch
 BATCHES = 1600  # 102,400 records
@@ -199,6 +203,78 @@ def test_a_joiner_trains_restarts_and_hands_over_itself(tmp_path: Path) -> None:
             await b.until(lambda: b.feeds.records == 202 * RECORDS)
 
     asyncio.run(scenario())
+
+
+def test_what_a_state_has_closed_is_exported_also_after_a_restart(tmp_path: Path) -> None:
+    async def exported(life: Grower) -> bytes:
+        path = tmp_path / "model"
+        async with asyncio.timeout(PATIENCE_S):
+            await life.daemon.export(path, cut_text(life.feeds, life.feeds.cut()))
+        return path.read_bytes()
+
+    async def scenario() -> None:
+        seeds = {**SEEDS, "authority": [open_identity(tmp_path / "d").origin.hex()]}
+        async with AsyncExitStack() as stack:
+            lives = await veterans(stack, tmp_path, 200, seeds=seeds)
+            await lives["d"].daemon.retract("d", 100 * RECORDS)
+            for life in lives.values():
+                await life.until(lambda life=life: life.feeds.records == 100 * RECORDS and not life.feeds.pending)
+            a = await joined(stack, tmp_path, lives, seeds=seeds)
+            assert a.all("took")
+            model = await exported(a)
+            a.leave()
+            await a.end()
+            again = Grower(a.daemon.config)
+            await stack.enter_async_context(living(again))
+            await agree(again, lives["d"])
+            assert await exported(again) == model == await exported(lives["d"])
+
+    asyncio.run(scenario())
+
+
+def test_a_retraction_below_a_floor_is_made_once_and_awaits_a_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handover, "RETRY_S", PATIENCE_S * 10)  # which does not come in this test
+
+    async def scenario() -> None:
+        seeds = {**SEEDS, "authority": [open_identity(tmp_path / "a").origin.hex()]}
+        async with AsyncExitStack() as stack:
+            lives = await veterans(stack, tmp_path, 200, seeds=seeds)
+            a = await joined(stack, tmp_path, lives, seeds=seeds)
+            assert a.all("took")
+
+            async def retracted(from_seq: int) -> tuple[int, bool]:
+                reply = await asyncio.to_thread(ControlClient(tmp_path / "a").retract, "d", from_seq)
+                assert (reply["peer"], reply["origin"]) == ("d", lives["d"].origin.hex())
+                return reply["from_seq"], reply["awaits_state"]
+
+            end = 200 * RECORDS
+            assert await retracted(end) == (end, False)  # above its floor
+            assert await retracted(100 * RECORDS) == (100 * RECORDS, True)
+            assert await retracted(100 * RECORDS) == (100 * RECORDS, True)
+            assert await retracted(150 * RECORDS) == (100 * RECORDS, True)  # that was void already
+            assert await retracted(2**50) == (100 * RECORDS, True)
+            for life in lives.values():
+                await life.until(lambda life=life: life.feeds.records == 100 * RECORDS)
+            assert a.feeds.records == end
+        assert signed(a) == [end, 100 * RECORDS]
+
+    asyncio.run(scenario())
+
+
+def signed(life: Grower) -> list[int]:
+    """Where its retractions begin, one for each time that one was written to its log."""
+    found: list[int] = []
+
+    class Counted(Log):
+        def _check_rulings(self, rulings: Any) -> None:
+            found.extend(ruling.from_seq for ruling in rulings)
+
+    log = Counted(life.daemon.store.folder, life.daemon.manifest.swarm_id, lambda _: True)
+    log.open()
+    log.close()
+    return found
 
 
 # Who lies or dies ---------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from murmurate.peer.errors import LocalError
 from murmurate.peer.protocol.events import Restored
 from murmurate.peer.protocol.records import Batch, Fork, Retraction, Ruling
 from murmurate.peer.runtime.identity import Identity, Verifier
-from murmurate.peer.runtime.log import ENTRY, MARKER, WAITED, Log
+from murmurate.peer.runtime.log import BACK, ENTRY, HEADER, MARKER, SALT_BYTES, WAITED, Log
 
 SWARM = b"5" * 32
 A, B = (Identity(Ed25519PrivateKey.from_private_bytes(bytes([n]) * 32), SWARM) for n in range(2))
@@ -107,6 +107,22 @@ def test_of_ours_the_told_one_counts(tmp_path: Path) -> None:
     assert held(tmp_path).batches == (*FEED, batch(4))
 
 
+def test_of_ours_the_told_one_counts_also_if_it_was_waited_for(tmp_path: Path) -> None:
+    other = batch(2, codes=b"other")
+    path = write(tmp_path, FEED[:2], [other], sync=True)
+    opened = log(tmp_path)
+    opened.open()
+    opened.append(FEED[2:3], sync=True, told=True)
+    opened.close()
+    assert held(tmp_path).batches == tuple(FEED[:3])
+    assert path.read_bytes().count(BACK) == 1
+    write(tmp_path, FEED[3:])  # so what came back is no torn end any more
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.rindex(BACK) + ENTRY.size] ^= 1
+    path.write_bytes(damaged)
+    assert "an entry cannot be read; remove" in complaint(tmp_path)
+
+
 def test_of_two_that_were_told_the_first_counts(tmp_path: Path) -> None:
     write(tmp_path, FEED[:3], [batch(2, codes=b"other")], FEED[3:])
     assert held(tmp_path).batches == tuple(FEED)
@@ -119,24 +135,46 @@ def test_a_long_addition_is_several_entries(tmp_path: Path) -> None:
 
 
 def test_only_what_must_not_be_lost_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened, synced = log(tmp_path), 0
+    opened = log(tmp_path)
     opened.open()
-    sync = os.fsync
+    sync, synced = os.fsync, list[int]()
 
-    def counting(descriptor: int) -> None:
-        nonlocal synced
-        synced += 1
-        assert opened.path.stat().st_size > before  # written before
+    def noting(descriptor: int) -> None:
+        synced.append(opened.path.stat().st_size)
         sync(descriptor)
 
-    monkeypatch.setattr(os, "fsync", counting)
-    before = opened.path.stat().st_size
+    monkeypatch.setattr(os, "fsync", noting)
     opened.append(FEED[:1])
-    assert synced == 0
-    before = opened.path.stat().st_size
+    assert synced == []
+    first = opened.path.stat().st_size
     opened.append(FEED[1:2], sync=True)
-    assert synced == 1
+    second = opened.path.stat().st_size
+    assert synced == [first, second]  # what stands before it, and then it
+    opened.append(FEED[2:3], sync=True, told=True)
+    assert synced == [first, second, opened.path.stat().st_size]
     opened.close()
+
+
+def test_what_an_earlier_life_left_to_the_system_is_synced_before_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, FEED[:2])
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"torn")
+    sync, synced = os.fsync, list[tuple[bool, int]]()
+
+    def noting(descriptor: int) -> None:
+        synced.append((os.path.sameopenfile(descriptor, ours), path.stat().st_size))
+        sync(descriptor)
+
+    ours = os.open(path, os.O_RDONLY)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", noting)
+        assert held(tmp_path).batches == tuple(FEED[:2])
+    assert synced == [(True, len(whole))]
+    os.close(ours)
+    monkeypatch.setattr(os, "fsync", full)
+    assert complaint(tmp_path) == f"{path}: could not be written: no space left on the disk"
 
 
 # Torn ends ----------------------------------------------------------------------------------------------
@@ -161,6 +199,50 @@ def test_a_power_cut_may_leave_anything_at_the_end(tmp_path: Path, tail: bytes) 
     path.write_bytes(whole + tail)
     assert held(tmp_path).batches == tuple(FEED)
     assert path.read_bytes() == whole
+
+
+def claims(salt: bytes, size: int) -> bytes:
+    """What looks like the beginnings of entries of ours, as others may put into their codes."""
+    beginnings = b"".join(ENTRY.pack(marker, salt, size, 0) for marker in (WAITED, BACK, MARKER))
+    return beginnings + WAITED + bytes(8) + salt
+
+
+def test_others_codes_are_never_taken_for_entries_of_ours(tmp_path: Path) -> None:
+    theirs = Batch(B.origin, 0, 0, b"".join(claims(bytes([guess]) * SALT_BYTES, 0) for guess in range(256)), b"")
+    path = write(tmp_path, FEED[:2], sync=True)
+    before = path.read_bytes()
+    write(tmp_path, [B.sign_batch(theirs)])
+    assert claims(bytes(SALT_BYTES), 0) in path.read_bytes()
+    path.write_bytes(path.read_bytes()[:-1])
+    opened = log(tmp_path)
+    assert opened.open().batches == tuple(FEED[:2])
+    assert opened.loss == ""
+    opened.close()
+    assert path.read_bytes() == before
+
+
+def test_many_claims_cost_no_more_than_reading_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, FEED[:2])
+    path.write_bytes(path.read_bytes() + claims(bytes(SALT_BYTES), 10_000) * 1000)
+    checksum, checked = zlib.crc32, 0
+
+    def counting(data: bytes) -> int:
+        nonlocal checked
+        checked += len(data)
+        return checksum(data)
+
+    monkeypatch.setattr(zlib, "crc32", counting)
+    size = path.stat().st_size
+    assert held(tmp_path).batches == tuple(FEED[:2])
+    assert checked < size
+
+
+def test_every_log_has_its_own_salt(tmp_path: Path) -> None:
+    salts: set[bytes] = set()
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        salts.add(HEADER.unpack_from(write(tmp_path / name, FEED).read_bytes())[3])
+    assert len(salts) == 3
 
 
 # Damage -------------------------------------------------------------------------------------------------
@@ -197,6 +279,7 @@ def test_damage_behind_what_is_ours_is_cut_off(tmp_path: Path) -> None:
         opened = log(tmp_path)
         assert opened.open().batches == tuple(FEED[:2])
         assert opened.loss.startswith(f"{path}: damaged at byte {start} of {len(whole)}, ")
+        assert "and our own if any are among them" in opened.loss
         opened.append(others[:1])
         opened.close()
         assert held(tmp_path).batches == (*FEED[:2], others[0])
@@ -210,6 +293,18 @@ def test_damage_behind_what_is_ours_is_cut_off(tmp_path: Path) -> None:
     damaged[start + 20] ^= 1
     path.write_bytes(damaged)
     assert "an entry cannot be read; remove" in complaint(tmp_path)
+
+
+def test_ours_whose_mark_is_damaged_may_be_among_what_is_cut_off(tmp_path: Path) -> None:
+    write(tmp_path, FEED[:1], FEED[1:2], sync=True)
+    path = write(tmp_path, [batch(0, B)])
+    damaged = bytearray(path.read_bytes())
+    damaged[damaged.rindex(WAITED)] ^= 1
+    path.write_bytes(damaged)
+    opened = log(tmp_path)
+    assert opened.open().batches == tuple(FEED[:1])
+    opened.close()
+    assert "and our own if any are among them" in opened.loss
 
 
 def test_a_torn_end_is_no_loss_to_speak_of(tmp_path: Path) -> None:
@@ -239,7 +334,8 @@ def test_what_was_not_signed_so_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_rumor_is_refused(tmp_path: Path, content: bytes) -> None:
     path = write(tmp_path)
     header = path.read_bytes()
-    path.write_bytes(header + ENTRY.pack(MARKER, len(content), zlib.crc32(content)) + content)
+    salt = HEADER.unpack_from(header)[3]
+    path.write_bytes(header + ENTRY.pack(MARKER, salt, len(content), zlib.crc32(content)) + content)
     assert f"damaged at byte {len(header)}" in complaint(tmp_path)
 
 
@@ -249,7 +345,9 @@ def test_another_swarms_log_and_another_versions_are_named(tmp_path: Path) -> No
     data = bytearray(path.read_bytes())
     data[18] = 9
     path.write_bytes(data)
-    assert complaint(tmp_path) == f"{path}: written by another version of murmurate: format 9, ours is 1"
+    assert complaint(tmp_path) == f"{path}: written by another version of murmurate: format 9, ours is 2"
+    path.write_bytes(b"murmurate records\n\1\0\0\0" + SWARM)  # an empty one of the first version, which was shorter
+    assert complaint(tmp_path) == f"{path}: written by another version of murmurate: format 1, ours is 2"
     path.unlink()
     path.mkdir()
     assert complaint(tmp_path) == f"{path}: cannot be read: Is a directory"

@@ -8,6 +8,7 @@ import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def test_a_retraction_spreads_and_undoes_exactly(tmp_path: Path) -> None:
             await agree(lives, 5 * RECORDS)
             honest = a.replica.value({a.origin: 3, c.origin: 2})  # and of c its first batch, but its last three records
             reply = await asyncio.to_thread(ControlClient(tmp_path / "a").retract, "c", 4)
-            assert reply == {"peer": "c", "origin": c.origin.hex(), "from_seq": 4}
+            assert reply == {"peer": "c", "origin": c.origin.hex(), "from_seq": 4, "awaits_state": False}
             await agree(lives, 3 * RECORDS)
             assert a.replica.value() == honest
             for life in lives:
@@ -240,7 +241,8 @@ def test_the_commands_for_a_daemon_with_records(
         out = capsys.readouterr().out
         assert all(word in out for word in words)
         assert f"the records of a ({key}) from 5 on count nowhere any more" in out
-        assert answer(capsys, "retract", file, key[:6], "--from", "5") == {"peer": "a", "origin": key, "from_seq": 5}
+        reply = answer(capsys, "retract", file, key[:6], "--from", "5")
+        assert reply == {"peer": "a", "origin": key, "from_seq": 5, "awaits_state": False}
         assert main(["status"]) == 0
         assert "from 5 on" in capsys.readouterr().out
         assert complaint(capsys, 1, "retract", file, "zed", "--from", "0").startswith("zed: nobody of whom we hold")
@@ -255,6 +257,22 @@ def test_the_commands_for_a_daemon_with_records(
             await asyncio.to_thread(ask)
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("awaits", [False, True])
+def test_a_retraction_that_awaits_a_state_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, awaits: bool
+) -> None:
+    reply = {"peer": "b", "origin": "ab", "from_seq": 7, "awaits_state": awaits}
+
+    def retract(*_: object) -> dict[str, Any]:
+        return reply
+
+    monkeypatch.setattr(ControlClient, "retract", retract)
+    (tmp_path / "swarm.toml").write_text(to_toml(seeds_config(tmp_path, "a", {"a": 0})))
+    assert main(["retract", str(tmp_path / "swarm.toml"), "b", "--from", "7"]) == 0
+    but = "; here they do until a neighbour hands over a state without them" if awaits else ""
+    assert capsys.readouterr().out == f"the records of b (ab) from 7 on count nowhere any more{but}\n"
 
 
 def test_run_takes_a_replica_for_this_exchange(

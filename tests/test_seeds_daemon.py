@@ -118,11 +118,11 @@ def test_nothing_that_others_saw_can_be_lost(tmp_path: Path, monkeypatch: pytest
     """Whatever reached a neighbour is in the log of its origin at that moment, and on its disk."""
     append, synced = Log.append, set[tuple[bool, bool]]()
 
-    def watched(self: Log, batches: Any, rulings: Any = (), sync: bool = False) -> None:
+    def watched(self: Log, batches: Any, rulings: Any = (), sync: bool = False, told: bool = False) -> None:
         who = self.path.parent.name
         owners = {open_identity(tmp_path / who).origin == batch.origin for batch in batches}
         synced.update((is_ours, sync) for is_ours in owners)
-        append(self, batches, rulings, sync)
+        append(self, batches, rulings, sync, told)
 
     monkeypatch.setattr(Log, "append", watched)
 
@@ -151,7 +151,16 @@ def test_nothing_that_others_saw_can_be_lost(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("how", ["lost", "rolled back"])
-def test_who_lost_its_log_hears_of_its_own_feed_and_does_not_fork_it(tmp_path: Path, how: str) -> None:
+def test_who_lost_its_log_hears_of_its_own_feed_and_does_not_fork_it(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, kept = Log.append, list[tuple[int, bool, bool]]()
+
+    def noting(self: Log, batches: Any, rulings: Any = (), sync: bool = False, told: bool = False) -> None:
+        own = open_identity(self.path.parent).origin
+        kept.extend((batch.number, sync, told) for batch in batches if batch.origin == own)
+        append(self, batches, rulings, sync, told)
+
     async def scenario() -> None:
         async with AsyncExitStack() as stack:
             a, b = await begin(stack, tmp_path, "ab")
@@ -163,9 +172,12 @@ def test_who_lost_its_log_hears_of_its_own_feed_and_does_not_fork_it(tmp_path: P
             await agree([a, b], 3 * RECORDS)
             await a.crash()
             log.write_bytes(copy) if how == "rolled back" else log.unlink()
+            monkeypatch.setattr(Log, "append", noting)
             a = await again(stack, a)
             a.replica.allow(4)
             await agree([a, b], 4 * RECORDS)
+            back = range(2 if how == "rolled back" else 0, 4)
+            assert kept == [*((number, True, True) for number in back), (4, True, False)]  # all waited for
             assert not a.all("voided") + b.all("voided")
         assert restored(a)[a.origin.hex()] == [0, 1, 2, 3, 4]
 
@@ -250,6 +262,7 @@ def test_forged_batches_are_refused_and_marked(tmp_path: Path) -> None:
                 assert b.daemon.marks[PeerId("a")] == 1
                 await tell(Rumor((replace(own.batches[1], codes=b"mine"),)))
                 await b.until(lambda: b.daemon.marks[PeerId("a")] == 2)
+                assert len(b.all("refused")) == 1  # a row each time would fill the disk
                 await tell(Rumor((liar.sign_batch(Batch(liar.origin, 1, 1, b"too long", b"")),)))
                 await b.row("refused", peer="a", reason="malformed payload")
                 assert b.feeds.records == 2 * RECORDS
@@ -308,10 +321,10 @@ def test_a_full_disk_ends_us_only_when_our_own_batch_could_be_lost(
 ) -> None:
     append, is_full = Log.append, False
 
-    def limited(self: Log, batches: Any, rulings: Any = (), sync: bool = False) -> None:
+    def limited(self: Log, batches: Any, rulings: Any = (), sync: bool = False, told: bool = False) -> None:
         if is_full and self.path.parent.name == "b":
             raise LocalError(f"{self.path}: could not be written: no space left on the disk")
-        append(self, batches, rulings, sync)
+        append(self, batches, rulings, sync, told)
 
     monkeypatch.setattr(Log, "append", limited)
 
@@ -348,10 +361,10 @@ def test_what_is_ours_and_came_back_must_be_written(tmp_path: Path, monkeypatch:
     """Our log was lost, a neighbour tells us of our feed, and the disk is full: it would not tell us again."""
     append, is_full = Log.append, False
 
-    def limited(self: Log, batches: Any, rulings: Any = (), sync: bool = False) -> None:
+    def limited(self: Log, batches: Any, rulings: Any = (), sync: bool = False, told: bool = False) -> None:
         if is_full and self.path.parent.name == "b":
             raise LocalError(f"{self.path}: could not be written: no space left on the disk")
-        append(self, batches, rulings, sync)
+        append(self, batches, rulings, sync, told)
 
     monkeypatch.setattr(Log, "append", limited)
 
@@ -375,8 +388,8 @@ def test_what_is_kept_first_is_written_first(tmp_path: Path, monkeypatch: pytest
     """What we sign must not stand in the log before what the core held when it asked for that."""
     append, written = Log.append, [Batch(Origin(b""), 0, 0, b"", b"")]
 
-    def noting(self: Log, batches: Any, rulings: Any = (), sync: bool = False) -> None:
-        append(self, batches, rulings, sync)
+    def noting(self: Log, batches: Any, rulings: Any = (), sync: bool = False, told: bool = False) -> None:
+        append(self, batches, rulings, sync, told)
         written.extend(batches)
 
     monkeypatch.setattr(Log, "append", noting)
@@ -396,7 +409,10 @@ def test_what_is_kept_first_is_written_first(tmp_path: Path, monkeypatch: pytest
 
 
 def test_who_must_leave_the_grid_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Counting, "figures", lambda _: {"off_grid": 1.0})
+    def figures(_: Counting) -> dict[str, float]:
+        return {"off_grid": 1.0}
+
+    monkeypatch.setattr(Counting, "figures", figures)
 
     async def scenario() -> None:
         async with AsyncExitStack() as stack:

@@ -59,13 +59,13 @@ def measure_replay(
 
 
 def _warm_up(device: str) -> None:
-    """Compile everything, on one block."""
+    """Compile everything, on one block: for one record, for sums that fit 16 bits, and for those that need 32."""
     small_D = yardsticks.model(noise.BLOCK, device)
-    for count in (1, 2):
+    for count in (1, 2, 1024):
         noise.replay(small_D, *yardsticks.history(count), SIGNS, UNIT_LOG2)
     noise.perturb(small_D, small_D, yardsticks.direction(), EPSILON, SIGNS)
     sums_D = yardsticks.empty_sums(noise.BLOCK, device)
-    noise.accumulate(sums_D, *yardsticks.history(2), SIGNS)
+    noise.accumulate(sums_D, *yardsticks.history(1024), SIGNS)
     noise.materialise(small_D, small_D, sums_D, UNIT_LOG2, SIGNS)
 
 

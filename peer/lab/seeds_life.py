@@ -22,7 +22,7 @@ from murmurate.peer.protocol.events import (
     Started,
     Trained,
 )
-from murmurate.peer.protocol.records import Batch, Fork, Ground, Origin, Retraction, Ruling
+from murmurate.peer.protocol.records import Batch, Ground, Origin, Retraction, Ruling
 
 from .life import Life, Stage, World
 from .seeds_referee import SeedsReferee
@@ -97,7 +97,8 @@ class SeedsLife(Life):
                 self.signing = batch
                 self._begin(self._pace.mix_s, self._sign, batch)
             case Keep(batches, rulings):
-                self.disk.append(*batches, *rulings)
+                is_ours = any(batch.origin == self.disk.origin for batch in batches)
+                self.disk.append(*batches, *rulings, sync=is_ours)
             case Fold():
                 self._begin(self._pace.mix_s, self._fold, effect)
             case Audit():
@@ -177,8 +178,3 @@ def _batch_signature(batch: Batch) -> bytes:
 def _retraction_signature(retraction: Retraction) -> bytes:
     text = b"%b %d %b" % (retraction.origin, retraction.from_seq, retraction.authority)
     return hashlib.sha256(text).digest()[:SIGNATURE_BYTES]
-
-
-def origin_of(ruling: Ruling) -> Origin:
-    """Whose feed it closes."""
-    return ruling.one.origin if isinstance(ruling, Fork) else ruling.origin

@@ -169,18 +169,16 @@ class Feeds:
         if feed is None:
             if batch.number:
                 return Judgement.GAP
-            if self._is_crowded_out(batch):
-                return Judgement.VOID
-            return self._admit(batch) if trusted or self._verify(batch) else Judgement.FORGED
+            return self._accept_birth(batch, trusted)
         if batch.number >= self.limit(feed.closed):
             return Judgement.VOID
         if batch.number > feed.count:
             return Judgement.GAP
         if batch.number == feed.count:
-            if batch.round <= feed.round:
-                return Judgement.MALFORMED
             if not (trusted or self._verify(batch)):
                 return Judgement.FORGED
+            if batch.round <= feed.round:
+                return Judgement.GAP  # of another history, that its teller believes: where they part is to be found
             self._append(feed, batch)
             return Judgement.NEW
         if 0 < batch.number < feed.floor:
@@ -208,17 +206,16 @@ class Feeds:
         in_range = 0 < batch.number < BATCHES_MAX and batch.number <= batch.round <= ROUND_MAX
         return in_range and len(batch.codes) == self.rules.codes
 
-    def _is_crowded_out(self, birth: Batch) -> bool:
+    def _accept_birth(self, birth: Batch, trusted: bool) -> Judgement:
         lives = self._lives[self._names[birth.codes]]
-        if len(lives) < ORIGINS_PER_PEER_MAX:
-            return False
-        is_smaller = birth.origin < lives[-1]
-        if is_smaller and self._feeds[lives[-1]].floor:
+        is_full = len(lives) >= ORIGINS_PER_PEER_MAX
+        if is_full and birth.origin > lives[-1]:
+            return Judgement.VOID
+        if not (trusted or self._verify(birth)):
+            return Judgement.FORGED
+        if is_full and self._feeds[lives[-1]].floor:
             self.crowded = True  # what it has to make room for cannot be taken out of our weights
-            return True
-        return not is_smaller
-
-    def _admit(self, birth: Batch) -> Judgement:
+            return Judgement.VOID
         feed = Feed(birth)
         self._append(feed, birth)
         self._enter(feed)
@@ -239,7 +236,7 @@ class Feeds:
 
     def _crowd_out(self, lives: list[Origin]) -> None:
         if self._feeds[lives[-1]].floor:
-            self.crowded = True  # as in `_is_crowded_out`; the next one goes until there is another state
+            self.crowded = True  # as in `_accept_birth`; the next one goes until there is another state
         origin = next(origin for origin in reversed(lives) if not self._feeds[origin].floor)
         lives.remove(origin)
         self._order.remove(origin)
@@ -268,7 +265,7 @@ class Feeds:
         """Two batches of one number, both signed."""
         if batch.number or feed.floor:
             closed = max(0, batch.number - 1) * self.rules.records
-            if (ours := self._ends_at(feed)) is not None and ours <= closed:
+            if (ours := self.ends_at(feed)) is not None and ours <= closed:
                 return Judgement.KNOWN
             is_deep = self._close(feed, closed, Fork(held, batch)) is Judgement.DEEP
             return Judgement.DEEP if is_deep else Judgement.FORKED
@@ -297,7 +294,7 @@ class Feeds:
         if feed is None:
             return Judgement.GAP
         closed = (one.number - 1) * self.rules.records
-        if (ours := self._ends_at(feed)) is not None and ours <= closed:
+        if (ours := self.ends_at(feed)) is not None and ours <= closed:
             return Judgement.KNOWN
         if not (trusted or (self._verify(one) and self._verify(other))):
             return Judgement.FORGED
@@ -320,13 +317,13 @@ class Feeds:
         feed = self._feeds.get(retraction.origin)
         if feed is None:
             return Judgement.GAP
-        if (ours := self._ends_at(feed)) is not None and ours <= retraction.from_seq:
+        if (ours := self.ends_at(feed)) is not None and ours <= retraction.from_seq:
             return Judgement.KNOWN
         if not (trusted or self._verify(retraction)):
             return Judgement.FORGED
         return self._close(feed, retraction.from_seq, retraction)
 
-    def _ends_at(self, feed: Feed) -> int | None:
+    def ends_at(self, feed: Feed) -> int | None:
         """The first record of which we know that it is void, whether we can follow that or not."""
         deep = self.deep.get(feed.origin)
         return feed.closed if deep is None else deep[0]
@@ -390,7 +387,7 @@ class Feeds:
         """Whether such a state contains nothing of which we know that it is void."""
         for state in cut:
             feed = self._feeds.get(state.origin)
-            ours = None if feed is None else self._ends_at(feed)
+            ours = None if feed is None else self.ends_at(feed)
             is_news = ours is not None and (state.closed is None or ours < state.closed)
             if ours is not None and is_news and ours < (state.count - 1) * self.rules.records:
                 return False
@@ -405,7 +402,7 @@ class Feeds:
         self._lives = {name: [] for name in self._lives}
         self._unfolded, self._closings, self._dropped = {}, {}, {}
         self._changed()
-        rulings = {_origin_of(ruling): ruling for ruling in ground.rulings}
+        rulings = {ruling.origin: ruling for ruling in ground.rulings}
         for state, round, birth in zip(ground.cut, ground.rounds, ground.births, strict=True):
             feed = Feed(birth, state, round)
             if not feed.floor:
@@ -439,10 +436,6 @@ class Feeds:
             if feed is not None and feed.count >= min(length, self.limit(feed.closed)):
                 done.append(origin)
         return done
-
-
-def _origin_of(ruling: Ruling) -> Origin:
-    return ruling.one.origin if isinstance(ruling, Fork) else ruling.origin
 
 
 def _content(batch: Batch) -> tuple[int, bytes]:

@@ -49,14 +49,9 @@ def is_sound(ground: Ground, rules: Rules, verify: Verify) -> bool:
         if not _is_state(state, round) or not _is_birth(birth, state.origin, names) or not verify(birth):
             return False
     closed = {state.origin: state for state in ground.cut if state.closed is not None}
-    if len(ground.rulings) != len(closed) or {origin_of(ruling) for ruling in ground.rulings} != closed.keys():
+    if len(ground.rulings) != len(closed) or {ruling.origin for ruling in ground.rulings} != closed.keys():
         return False
-    return all(_closes(ruling, closed[origin_of(ruling)], rules, verify) for ruling in ground.rulings)
-
-
-def origin_of(ruling: Ruling) -> Origin:
-    """Whose feed it closes."""
-    return ruling.one.origin if isinstance(ruling, Fork) else ruling.origin
+    return all(_closes(ruling, closed[ruling.origin], rules, verify) for ruling in ground.rulings)
 
 
 def _is_state(state: FeedState, round: int) -> bool:

@@ -36,6 +36,11 @@ class Fork:
     one: Batch
     other: Batch
 
+    @property
+    def origin(self) -> Origin:
+        """Whose feed it closes."""
+        return self.one.origin
+
 
 @dataclass(frozen=True, slots=True)
 class Retraction:

@@ -58,7 +58,6 @@ from .events import (
     Voided,
 )
 from .feeds import ORIGINS_PER_PEER_MAX, Feeds, Judgement
-from .ground import origin_of
 from .handover import Handover
 from .neighbour import Neighbour
 from .records import Batch, FeedState, Fork, Origin, Ruling
@@ -352,7 +351,7 @@ class Rumors:
     def _rule(self, ruling: Ruling, news: _News) -> Judgement:
         judgement = self._feeds.rule(ruling)
         if judgement in (Judgement.NEW, Judgement.DEEP):
-            self._closed(origin_of(ruling), news)
+            self._closed(ruling.origin, news)
         return judgement
 
     def _closed(self, origin: Origin, news: _News) -> None:
@@ -416,7 +415,7 @@ class Rumors:
         return feed is not None and batch.number < feed.count
 
     def _told(self, ruling: Ruling) -> Voided | Unreached:
-        origin = origin_of(ruling)
+        origin = ruling.origin
         feed = self._feeds.get(origin)
         peer, closed = (PeerId(""), 0) if feed is None else (feed.name, feed.closed or 0)
         if (deep := self._feeds.deep.get(origin)) is not None and deep[1] == ruling:

@@ -164,10 +164,13 @@ class ControlServer:
 
     async def _retract(self, request: control_pb2.RetractRequest, context: Any) -> control_pb2.RetractReply:
         try:
-            feed, from_seq = await self._daemon.retract(request.peer, request.from_seq)
+            retracted = await self._daemon.retract(request.peer, request.from_seq)
         except MurmurateError as error:
             return await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
-        return control_pb2.RetractReply(peer=feed.name, origin=feed.origin.hex(), from_seq=from_seq)
+        feed, from_seq, awaits = retracted
+        return control_pb2.RetractReply(
+            peer=feed.name, origin=feed.origin.hex(), from_seq=from_seq, awaits_state=awaits
+        )
 
     async def _config(self, _request: Any, _context: Any) -> control_pb2.ConfigReply:
         return control_pb2.ConfigReply(toml=to_toml(self._daemon.config))
@@ -225,7 +228,9 @@ class ControlClient:
         return plain(self._call("Export", EXPORT_S_MAX, path=str(path.resolve()), cut=cut))
 
     def retract(self, peer: str, from_seq: int) -> dict[str, Any]:
-        """Have the daemon void the records of `peer` from a sequence number on; returns peer, origin and from_seq."""
+        """Have the daemon void the records of `peer` from a sequence number on; returns peer, origin, from_seq, and
+        awaits_state, as in `seeds.Retracted`.
+        """
         return plain(self._call("Retract", peer=peer, from_seq=from_seq))
 
     def config(self) -> str:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from murmurate.peer.build import build_core
 from murmurate.peer.errors import LocalError
@@ -28,7 +28,7 @@ from murmurate.peer.protocol.events import (
     Train,
 )
 from murmurate.peer.protocol.feeds import BATCHES_MAX, Feed, Feeds
-from murmurate.peer.protocol.records import Batch, Origin, Retraction
+from murmurate.peer.protocol.records import Batch, Ground, Origin, Retraction
 from murmurate.peer.protocol.seams import Replica
 
 from .cuts import cut_text, find, name_of, read_cut
@@ -42,6 +42,14 @@ if TYPE_CHECKING:
     from .daemon import Daemon
 
 T = TypeVar("T")
+
+
+class Retracted(NamedTuple):
+    """What became of a wish to void records."""
+
+    feed: Feed
+    from_seq: int  # the first that is void
+    awaits_state: bool  # our own weights contain them until a neighbour hands over a state without them
 
 
 class Seeds:
@@ -87,6 +95,7 @@ class Seeds:
             installing = daemon.in_training(self._replica.install, Install(ground, self._log.take_pieces()))
             if not (await daemon.outcome("install", installing)).sound:
                 raise LocalError(f"{self._log.path}: the state in it does not fit this swarm; {WAY_OUT}")
+            self._stand_on(ground)
             rounds += [r for state, r in zip(ground.cut, ground.rounds, strict=True) if state.origin == own]
         return restored, Started(max(rounds, default=0))
 
@@ -112,7 +121,7 @@ class Seeds:
                 self._daemon.answer(self._in_log(self._sign, batch))
             case Keep():
                 # Queued now: what is signed next must not get before it.
-                self._daemon.spawn(self._keep(effect, self._in_log(self._log.append, effect.batches, effect.rulings)))
+                self._daemon.spawn(self._keep(effect, self._in_log(self._write, effect)))
             case _:
                 raise AssertionError(f"{type(effect).__name__} in the seeds exchange")
 
@@ -151,25 +160,29 @@ class Seeds:
         await daemon.on_disk(write_whole, path, await daemon.outcome("export", copying))
         return exported
 
-    async def retract(self, who: str, from_seq: int) -> tuple[Feed, int]:
+    async def retract(self, who: str, from_seq: int) -> Retracted:
         """Void the records of a feed from a sequence number on, at every peer. Raises LocalError.
 
-        Returns the feed and the first number that is void, which is smaller if it was so before.
+        The first number that is void is smaller if it was so before.
         """
-        feed, key = find(self.feeds, who), self.identity.origin
-        if key not in self.feeds.rules.authorities:
+        feeds, key = self.feeds, self.identity.origin
+        feed = find(feeds, who)
+        if key not in feeds.rules.authorities:
             raise LocalError(
                 f"{self._daemon.config.name} may not retract: seeds.authority does not name its key {key.hex()}"
             )
-        if feed.closed is None and from_seq >= BATCHES_MAX * self.feeds.rules.records:
+        ends_at = feeds.ends_at(feed)
+        if ends_at is None and from_seq >= BATCHES_MAX * feeds.rules.records:
             raise LocalError(f"{name_of(feed)}: --from {from_seq} is beyond every feed")
-        if feed.closed is None or feed.closed > from_seq:
+        if ends_at is None or ends_at > from_seq:
             retraction = self.identity.sign_retraction(feed.origin, from_seq)
             await self._in_log(self._keep_own, retraction)
             self._daemon.feed(Ruled(retraction))
-        if feed.closed is None:
-            raise LocalError(f"{name_of(feed)}: --from {from_seq} is beyond every feed")
-        return feed, feed.closed
+            feed = feeds.get(feed.origin) or feed  # a state may have come meanwhile
+            ends_at = feeds.ends_at(feed)
+        if ends_at is None:
+            raise LocalError(f"{name_of(feed)}: its feed was forgotten meanwhile, or this peer ends: nothing is void")
+        return Retracted(feed, ends_at, awaits_state=feed.origin in feeds.deep)
 
     def _is_folded(self, feed: Feed, count: int) -> bool:
         """Whether the weights contain the first `count` batches, as far as they count, and nothing that is void."""
@@ -191,9 +204,20 @@ class Seeds:
         """First the weights, which find out whether it is a state; then the log."""
         installed = await self._daemon.in_training(self._replica.install, effect)
         if installed.sound:
-            self._closed = {state.origin: state.closed for state in effect.ground.cut if state.closed is not None}
+            self._stand_on(effect.ground)
             await self._in_log(self._log.install, effect.ground, effect.pieces)
         return installed
+
+    def _stand_on(self, ground: Ground) -> None:
+        """The weights were told what is closed in a state, and nothing else."""
+        self._closed = {state.origin: state.closed for state in ground.cut if state.closed is not None}
+
+    def _has_own(self, effect: Keep) -> bool:
+        return any(batch.origin == self.identity.origin for batch in effect.batches)
+
+    def _write(self, effect: Keep) -> None:
+        """What is ours among it stands for one that we signed in its place, if we did: no crash may lose only this."""
+        self._log.append(effect.batches, effect.rulings, sync=self._has_own(effect), told=True)
 
     def _keep_own(self, retraction: Retraction) -> None:
         self._log.append((), (retraction,), sync=True)
@@ -202,7 +226,7 @@ class Seeds:
         try:
             await writing
         except LocalError as error:
-            if any(batch.origin == self.identity.origin for batch in effect.batches):
+            if self._has_own(effect):
                 self._daemon.fail(error)  # what is ours comes back once only
             elif not self._is_full:
                 self._daemon.warn(f"{error}; training goes on, and the neighbours still have these records")
