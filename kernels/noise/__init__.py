@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from . import reference
 from .codes import CODE_MAX, VOID, decode, encode
-from .directions import BLOCK, NOISE, Direction, Directions, derive_key
-from .reference import draws
+from .directions import BLOCK, LIMIT, NOISE, Direction, Directions, derive_key
 
 __all__ = [
     "BLOCK",
@@ -44,6 +44,18 @@ __all__ = [
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SUMS = (torch.int32, torch.int64)
+EPSILON_MAX = float(np.finfo(np.float32).max)
+
+
+def draws(key: int, indices_K: NDArray[np.uint64], bound: int) -> NDArray[np.uint64]:
+    """One number below `bound` per index [K]."""
+    if not 0 <= key < LIMIT:
+        raise ValueError(f"key = {key}: should be a 64-bit key")
+    if indices_K.dtype != np.uint64:
+        raise ValueError(f"indices_K: should be uint64, is {indices_K.dtype}")
+    if not 0 < bound < LIMIT:
+        raise ValueError(f"bound = {bound}: should be from 1 to 2^64 - 1")
+    return reference.draws(key, indices_K, bound)
 
 
 def accumulate(
@@ -101,6 +113,7 @@ def materialise(
     _check_vector("base_D", base_D, FLOATS, like=out_D)
     _check_vector("sums_D", sums_D, SUMS, like=out_D)
     _check_unit(unit_log2)
+    _check_epsilon(epsilon)
     _check_place(signs, first_block)
     if out_D.numel():
         _form(out_D).materialise(out_D, base_D, sums_D, unit_log2, signs, direction, epsilon, first_block)
@@ -112,6 +125,7 @@ def perturb(
     """out = weights + f32(epsilon) x direction, in float32, rounded to out's dtype; out may be weights."""
     _check_vector("out_D", out_D, FLOATS)
     _check_vector("weights_D", weights_D, FLOATS, like=out_D)
+    _check_epsilon(epsilon)
     _check_place(signs, first_block)
     if out_D.numel():
         _form(out_D).perturb(out_D, weights_D, direction, epsilon, signs, first_block)
@@ -134,7 +148,8 @@ def to_grid(base_D: Tensor, unit_log2: int) -> Tensor:
     """
     _check_unit(unit_log2)
     unit = 2.0**unit_log2
-    return base_D.double().div_(unit).round_().mul_(unit).add_(0.0).float()
+    near_D = base_D if base_D.is_cpu or base_D.is_cuda else base_D.cpu()  # not every other device has float64
+    return near_D.double().div_(unit).round_().mul_(unit).add_(0.0).float().to(base_D.device)
 
 
 def _form(tensor: Tensor) -> ModuleType:
@@ -147,14 +162,14 @@ def _form(tensor: Tensor) -> ModuleType:
         from . import cuda
 
         return cuda
-    from . import reference
-
     return reference
 
 
 def _check_vector(name: str, vector: Tensor, dtypes: tuple[torch.dtype, ...], like: Tensor | None = None) -> None:
     if vector.dtype not in dtypes:
         raise ValueError(f"{name}: should be {' or '.join(_word(d) for d in dtypes)}, is {_word(vector.dtype)}")
+    if vector.requires_grad:
+        raise ValueError(f"{name}: should not require a gradient, for no operation here has one; detach it")
     if vector.ndim != 1 or not vector.is_contiguous():
         raise ValueError(f"{name}: should be flat and contiguous, is {list(vector.shape)} by {vector.stride()}")
     if like is not None and (vector.numel() != like.numel() or vector.device != like.device):
@@ -179,12 +194,18 @@ def _check_coefficients(directions: Directions, coefficients_K: NDArray[np.int64
 
 
 def _check_unit(unit_log2: int) -> None:
-    if not -100 <= unit_log2 <= 100:
-        raise ValueError(f"unit_log2 = {unit_log2}: should be from -100 to 100, far from what float32 cannot hold")
+    if not -100 <= unit_log2 <= 0:
+        # Sums are 0 or from 1 to 2^63, so their products are from 2^-100 to 2^63: normal numbers of float32.
+        raise ValueError(f"unit_log2 = {unit_log2}: should be from -100 to 0, so that float32 holds every product")
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not abs(epsilon) <= EPSILON_MAX:
+        raise ValueError(f"epsilon = {epsilon}: should be a number that float32 can hold")
 
 
 def _check_place(signs: int, first_block: int) -> None:
-    if not 0 <= signs < 2**64:
+    if not 0 <= signs < LIMIT:
         raise ValueError(f"signs = {signs}: should be a 64-bit key")
     if not 0 <= first_block < 2**48:
         raise ValueError(f"first_block = {first_block}: should be from 0 to 2^48")

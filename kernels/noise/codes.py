@@ -1,8 +1,8 @@
 """The scalar of a record in one byte: a sign and a 7-bit logarithm, decoded to an integer through a fixed table.
 
 bit 7 is the sign; bits 6..3 are the exponent e, bits 2..0 the mantissa m. The magnitude is m if e is 0, else
-(8 + m) << (e - 1): every integer up to 16, then eight steps per octave, up to 15 << 14. A step is at most 1/8 of the
-magnitude, so rounding moves a scalar by at most 1/16 of itself.
+(8 + m) << (e - 1): every integer up to 16, then eight steps per octave, up to 15 << 14. From 8 on a step is at most
+1/8 of the magnitude, so rounding moves a scalar by at most 1/16 of itself; below, by at most 1/2.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ def encode(values: ArrayLike) -> NDArray[np.uint8]:
 
 
 def decode(codes: ArrayLike | bytes) -> NDArray[np.int32]:
-    """Codes (bytes, or integers 0..255 of any shape) to integers; VOID to 0: check for it where it matters."""
-    code = np.frombuffer(codes, dtype=np.uint8) if isinstance(codes, bytes) else np.asarray(codes, dtype=np.uint8)
-    return DECODE[code]
+    """Codes (bytes, or integers 0..255 of any shape) to integers; VOID to 0: check for it where it matters.
+
+    Raises ValueError for what is no byte.
+    """
+    code = np.frombuffer(codes, dtype=np.uint8) if isinstance(codes, bytes) else np.asarray(codes)
+    if code.dtype != np.uint8 and code.size and (code.dtype.kind not in "iu" or code.min() < 0 or code.max() > 255):
+        raise ValueError(f"codes: should be integers from 0 to 255, are {code.dtype} {code.min()} to {code.max()}")
+    return DECODE[code.astype(np.uint8, copy=False)]

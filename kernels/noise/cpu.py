@@ -36,7 +36,7 @@ def accumulate(
     sums, key = _array(sums_D), np.uint64(signs)
 
     def run(begin: int, end: int) -> None:
-        loops.accumulate(sums, first_block, begin, end, keys, indices, coefficients, key)
+        loops.add_records(sums, first_block, begin, end, keys, indices, coefficients, key, None)
 
     _spread(run, first_block, len(sums) if len(keys) else 0)
 
@@ -54,11 +54,11 @@ def replay(
     weights, key, unit = _array(weights_D), np.uint64(signs), np.float32(2.0**unit_log2)
 
     def run(begin: int, end: int) -> None:
-        loops.replay(weights, first_block, begin, end, keys, indices, coefficients, key, unit)
+        loops.add_records(weights, first_block, begin, end, keys, indices, coefficients, key, unit)
 
     def run_one(begin: int, end: int) -> None:
         step = -unit * np.float32(coefficients[0])
-        loops.perturb(weights, weights, True, first_block, begin, end, keys, indices, step, key)
+        loops.perturb(weights, weights, None, None, True, first_block, begin, end, keys, indices, step, key)
 
     _spread(run_one if len(keys) == 1 else run, first_block, len(weights) if len(keys) else 0)
 
@@ -83,11 +83,7 @@ def materialise(
             _spread(lambda begin, end, a=arguments: loops.materialise(*a, begin, end), first, len(out))
         else:
             along = (*_one(direction), np.float32(epsilon), key)
-            _spread(
-                lambda begin, end, a=arguments, z=along: loops.materialise_perturbed(*a, begin, end, *z),
-                first,
-                len(out),
-            )
+            _spread(lambda begin, end, a=arguments, z=along: loops.perturb(*a, begin, end, *z), first, len(out))
         _deliver(out_P, out_D[place])
 
 
@@ -98,7 +94,7 @@ def perturb(
     along = (*_one(direction), np.float32(epsilon), np.uint64(signs))
     for first, place, out_P, weights_P in _pieces(out_D, weights_D, first_block):
         same = out_P.data_ptr() == weights_P.data_ptr()
-        arguments: tuple[Any, ...] = (_array(out_P), _array(weights_P), same, first)
+        arguments: tuple[Any, ...] = (_array(out_P), _array(weights_P), None, None, same, first)
         _spread(lambda begin, end, a=arguments: loops.perturb(*a, begin, end, *along), first, out_P.numel())
         _deliver(out_P, out_D[place])
 

@@ -165,23 +165,17 @@ def blocks_of(size):
 
 
 @triton.jit
-def accumulate_kernel(sums_D, size, first_block, slots, keys, indices, coefficients, count, signs):
+def records_kernel(
+    into_D, size, first_block, slots, keys, indices, coefficients, count, signs, unit, REPLAYED: tl.constexpr
+):
+    """`accumulate` into integers, or `replay` into float32."""
     slot = slots + tl.program_id(0).to(tl.int64) * N
     for number in range(tl.program_id(0), blocks_of(size), tl.num_programs(0)):
         at = tl.cast(number, tl.int64) * N + tl.arange(0, N)
-        old = tl.load(sums_D + at, mask=at < size, other=0)
+        old = tl.load(into_D + at, mask=at < size, other=0)
         x = sums_of(slot, keys, indices, coefficients, count, signs, first_block + tl.cast(number, tl.int64))
-        tl.store(sums_D + at, old + x.to(old.dtype), mask=at < size)
-
-
-@triton.jit
-def replay_kernel(weights_D, size, first_block, slots, keys, indices, coefficients, count, signs, unit):
-    slot = slots + tl.program_id(0).to(tl.int64) * N
-    for number in range(tl.program_id(0), blocks_of(size), tl.num_programs(0)):
-        at = tl.cast(number, tl.int64) * N + tl.arange(0, N)
-        old = tl.load(weights_D + at, mask=at < size, other=0.0)
-        x = sums_of(slot, keys, indices, coefficients, count, signs, first_block + tl.cast(number, tl.int64))
-        tl.store(weights_D + at, old - unit * x.to(tl.float32), mask=at < size)
+        new = old - unit * x.to(tl.float32) if REPLAYED else old + x.to(old.dtype)
+        tl.store(into_D + at, new, mask=at < size)
 
 
 @triton.jit
@@ -263,13 +257,7 @@ def accumulate(
     if not _fits(sums_D, coefficients_K):
         _through_host(sums_D, first_block, lambda x, at: cpu.accumulate(x, directions, coefficients_K, signs, at))
         return
-    records = _records(sums_D, directions, coefficients_K)
-    slots = records[2].new_zeros(_slots(sums_D) * BLOCK)
-    key, size = _long(sums_D, signs), sums_D.numel()
-    with torch.cuda.device_of(sums_D):
-        accumulate_kernel[(_slots(sums_D),)](
-            sums_D, size, first_block, slots, *records, len(directions), key, **TRANSFORM_OPTIONS
-        )
+    _add_records(sums_D, directions, coefficients_K, signs, first_block, 0.0, False)
 
 
 def replay(
@@ -286,12 +274,24 @@ def replay(
             weights_D, first_block, lambda x, at: cpu.replay(x, directions, coefficients_K, signs, unit_log2, at)
         )
         return
-    records = _records(weights_D, directions, coefficients_K)
-    slots = records[2].new_zeros(_slots(weights_D) * BLOCK)
-    key, size = _long(weights_D, signs), weights_D.numel()
-    with torch.cuda.device_of(weights_D):
-        replay_kernel[(_slots(weights_D),)](
-            weights_D, size, first_block, slots, *records, len(directions), key, 2.0**unit_log2, **TRANSFORM_OPTIONS
+    _add_records(weights_D, directions, coefficients_K, signs, first_block, 2.0**unit_log2, True)
+
+
+def _add_records(
+    into_D: Tensor,
+    directions: Directions,
+    coefficients_K: NDArray[np.int64],
+    signs: int,
+    first_block: int,
+    unit: float,
+    replayed: bool,
+) -> None:
+    records = _records(into_D, directions, coefficients_K)
+    slots = records[2].new_zeros(_slots(into_D) * BLOCK)
+    key, size = _long(into_D, signs), into_D.numel()
+    with torch.cuda.device_of(into_D):
+        records_kernel[(_slots(into_D),)](
+            into_D, size, first_block, slots, *records, len(directions), key, unit, replayed, **TRANSFORM_OPTIONS
         )
 
 
@@ -406,4 +406,9 @@ def _slots(like: Tensor) -> int:
     return min(triton.cdiv(like.numel(), BLOCK), SLOTS_PER_PROCESSOR * _processors(like))
 
 
-KERNELS: tuple[Any, ...] = (accumulate_kernel, replay_kernel, materialise_kernel, perturb_kernel, project_kernel)
+LAUNCHED: dict[Any, dict[str, Any]] = {  # with which options
+    records_kernel: TRANSFORM_OPTIONS,
+    project_kernel: TRANSFORM_OPTIONS,
+    materialise_kernel: OPTIONS,
+    perturb_kernel: OPTIONS,
+}

@@ -10,11 +10,14 @@ All take blocks `begin` to `end` of the whole model, of which `first_block` is t
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numba import njit
+from numba.core.caching import FunctionCache
 from numpy.typing import NDArray
 
 from .directions import BLOCK, BLOCK_LOG2, DOMAIN_ROWS, DOMAIN_SIGNS, GROUP, PHILOX_M, PHILOX_ROUNDS, PHILOX_W
@@ -43,12 +46,31 @@ ROW_BITS = np.array([sum(1 << i for i in range(ROW) if walsh(lane)[i] < 0) for l
 ODD = walsh(ROW - 1)[:ROW] < 0  # of numbers below 32: whether the number of set bits is odd
 
 
+class Kept(FunctionCache):
+    """numba's machine code on disk. Where that fails, as on a full disk, the next process compiles again."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """What is kept for these types, or None."""
+        try:
+            return super().load_overload(sig, target_context)
+        except OSError:
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep it, if possible."""
+        try:
+            super().save_overload(sig, data)
+        except OSError:
+            # numba writes the index first: without the code beside it, it may name code of an earlier version.
+            with contextlib.suppress(OSError):
+                Path(self.cache_path, f"{self._impl.filename_base}.nbi").unlink()
+
+
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile on first call, without the interpreter's lock; keep the machine code on disk where there is a place."""
-    try:
-        compiled: Callable[..., Any] = njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written: compile in each process
-        compiled = njit(nogil=True)(function)
+    compiled: Any = njit(nogil=True)(function)
+    with contextlib.suppress(RuntimeError):  # neither the package's folder nor the user's cache can be written
+        compiled._cache = Kept(function)  # njit(cache=True) sets it to one that an OSError stops
     return compiled
 
 
@@ -130,10 +152,18 @@ def finish(sums: Ints, segment: int, masks: U8) -> None:
 
 
 @jit
-def accumulate(
-    into_D: Ints, first_block: int, begin: int, end: int, keys: U64, indices: U64, coefficients: Ints, signs: Any
+def add_records(
+    into_D: Ints,
+    first_block: int,
+    begin: int,
+    end: int,
+    keys: U64,
+    indices: U64,
+    coefficients: Ints,
+    signs: Any,
+    unit: Any,
 ) -> None:
-    """See `reference.accumulate`."""
+    """See `reference.replay`, and for a unit of None `reference.accumulate`: that is decided when it is compiled."""
     sums = np.empty(PADDED, coefficients.dtype)
     words_4K, bits = np.empty((4, len(keys)), np.uint32), np.empty(BLOCK // ROW, np.uint32)
     for block in range(begin, end):
@@ -146,39 +176,13 @@ def accumulate(
             for number in range(segment, segment + TOGETHER):
                 at = (block - first_block) * BLOCK + number * SEGMENT
                 into = into_D[at : at + SEGMENT]
-                add = sums[number * PITCH : number * PITCH + len(into)]
-                for t in range(len(into)):
-                    into[t] += add[t]
-
-
-@jit
-def replay(
-    weights_D: F32,
-    first_block: int,
-    begin: int,
-    end: int,
-    keys: U64,
-    indices: U64,
-    coefficients: Ints,
-    signs: Any,
-    unit: Any,
-) -> None:
-    """See `reference.replay`."""
-    sums = np.empty(PADDED, coefficients.dtype)
-    words_4K, bits = np.empty((4, len(keys)), np.uint32), np.empty(BLOCK // ROW, np.uint32)
-    for block in range(begin, end):
-        if block == begin or block % GROUP == 0:
-            draw_fields(words_4K, keys, indices, block // GROUP)
-        draw_signs(bits, signs, block)
-        gather(sums, words_4K, block, coefficients)
-        for segment in range(0, ROW, TOGETHER):
-            finish(sums, segment, bits.view(np.uint8))
-            for number in range(segment, segment + TOGETHER):
-                at = (block - first_block) * BLOCK + number * SEGMENT
-                into = weights_D[at : at + SEGMENT]
-                minus = sums[number * PITCH : number * PITCH + len(into)]
-                for t in range(len(into)):
-                    into[t] -= unit * np.float32(minus[t])
+                change = sums[number * PITCH : number * PITCH + len(into)]
+                if unit is None:
+                    for t in range(len(into)):
+                        into[t] += change[t]
+                else:
+                    for t in range(len(into)):
+                        into[t] -= unit * np.float32(change[t])
 
 
 # One direction, or none: no transform ----------------------------------------------------------------
@@ -208,45 +212,25 @@ def fill(step: F32, value: Any, bits: U32, first: int) -> None:
 
 
 @jit
-def perturb(
-    out_D: F32,
-    weights_D: F32,
-    in_place: bool,
-    first_block: int,
-    begin: int,
-    end: int,
-    keys: U64,
-    indices: U64,
-    epsilon: Any,
-    signs: Any,
-) -> None:
-    """See `reference.perturb`. In place is a loop of its own: for one array LLVM need not fear that two overlap."""
-    step = np.empty(CHUNK, np.float32)
-    words_41, bits = np.empty((4, 1), np.uint32), np.empty(BLOCK // ROW, np.uint32)
-    for block in range(begin, end):
-        draw_fields(words_41, keys, indices, block // GROUP)
-        draw_direction(bits, words_41, signs, block)
-        for first in range(0, BLOCK, CHUNK):
-            at = (block - first_block) * BLOCK + first
-            out, weights = out_D[at : at + CHUNK], weights_D[at : at + CHUNK]
-            fill(step, epsilon, bits, first)
-            if in_place:
-                for t in range(len(out)):
-                    out[t] += step[t]
-            else:
-                for t in range(len(out)):
-                    out[t] = weights[t] + step[t]
-
-
-@jit
 def subtract(out: F32, base: F32, sums: Ints, unit: Any, in_place: bool) -> None:
-    """out = base - unit x f32(sums)."""
+    """out = base - unit x f32(sums). In place is a loop of its own: with one array LLVM need not fear an overlap."""
     if in_place:
         for t in range(len(out)):
             out[t] -= unit * np.float32(sums[t])
     else:
         for t in range(len(out)):
             out[t] = base[t] - unit * np.float32(sums[t])
+
+
+@jit
+def add(out: F32, base: F32, step: F32, in_place: bool) -> None:
+    """out = base + step."""
+    if in_place:
+        for t in range(len(out)):
+            out[t] += step[t]
+    else:
+        for t in range(len(out)):
+            out[t] = base[t] + step[t]
 
 
 @jit
@@ -259,10 +243,10 @@ def materialise(
 
 
 @jit
-def materialise_perturbed(
+def perturb(
     out_D: F32,
     base_D: F32,
-    sums_D: Ints,
+    sums_D: Any,
     unit: Any,
     in_place: bool,
     first_block: int,
@@ -273,7 +257,7 @@ def materialise_perturbed(
     epsilon: Any,
     signs: Any,
 ) -> None:
-    """See `reference.materialise`, with a direction."""
+    """See `reference.materialise`, with a direction, and for sums of None `reference.perturb`."""
     step = np.empty(CHUNK, np.float32)
     words_41, bits = np.empty((4, 1), np.uint32), np.empty(BLOCK // ROW, np.uint32)
     for block in range(begin, end):
@@ -281,11 +265,13 @@ def materialise_perturbed(
         draw_direction(bits, words_41, signs, block)
         for first in range(0, BLOCK, CHUNK):
             at = (block - first_block) * BLOCK + first
-            out = out_D[at : at + CHUNK]
+            out, base = out_D[at : at + CHUNK], base_D[at : at + CHUNK]
             fill(step, epsilon, bits, first)
-            subtract(out, base_D[at : at + CHUNK], sums_D[at : at + CHUNK], unit, in_place)
-            for t in range(len(out)):
-                out[t] += step[t]
+            if sums_D is None:
+                add(out, base, step, in_place)
+            else:
+                subtract(out, base, sums_D[at : at + CHUNK], unit, in_place)
+                add(out, out, step, True)
 
 
 # Projections -----------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Vector instructions for the loops of `cpu`, written down for LLVM: numba offers none, and LLVM does not find them.
 
 Each is a numba intrinsic: a function of types that returns a signature and a generator of instructions. A vector has
-256 bits, which every x86 since 2013 has; where a machine has less, LLVM splits it. (int64 is twice as wide: no fewer
+256 bits, as AVX2's have; where a machine has shorter ones, LLVM splits it. (int64 is twice as wide: no fewer
 than 8 lanes, for a mask is whole bytes.) Lane order and masks are little endian, as every platform of numba is.
 
 numba keeps machine code by the date of the file with the loops: who changes something here touches `loops.py`.

@@ -59,8 +59,8 @@ def _settle(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def device_of(name: str) -> tuple[str, int]:
-    """(what a row calls it, torch's threads); "auto" is CUDA if there is one."""
+def kind_and_threads(name: str) -> tuple[str, int]:
+    """(the kind of the device of this name, torch's threads); "auto" is CUDA if there is one, else the CPU."""
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     return kind, torch.get_num_threads()
 
