@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from murmurate import kernels
-from murmurate.kernels import cpu, reference
+from murmurate.kernels import mixing as kernels
+from murmurate.kernels.mixing import cpu, reference
 
 BLOCK, CHUNK = 4, 12
 Rule = Callable[[Tensor, Tensor, Tensor, int], Tensor]

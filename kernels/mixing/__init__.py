@@ -1,4 +1,4 @@
-"""The heavy arithmetic on flat vectors: CPU tensors go to `cpu`, those of any other device to `reference`."""
+"""Folding models into one: CPU tensors go to `cpu`, those of any other device to `reference`."""
 
 from __future__ import annotations
 

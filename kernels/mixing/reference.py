@@ -1,6 +1,9 @@
 """The mixing kernels in the plainest torch: the specification, and the form that runs on any device.
 
-Shapes: D parameters, K neighbours. `mine_D` and every row of `theirs_KD` share dtype and device. No argument changes.
+Shapes: D parameters, K neighbours, N = K + 1 vectors, ours first. `mine_D` and every row of `theirs_KD` share dtype and
+device. No argument changes. A rule that only weighs whole vectors is a `combine` by shares that `squares` or `gram`
+give; one that looks at single parameters is `ranks` or `around`. Rows that are not finite are the callers' to leave
+out: a share of 0 is never read, and in a sorted column NaN stands at the ends, so that trimming removes it.
 """
 
 from __future__ import annotations
@@ -8,7 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -28,8 +33,7 @@ def nna(
     uniform: `weights_K` is ignored.
     """
     del weights_K
-    squares_K = (theirs_KD - mine_D).to(accumulate).square().sum(1)
-    kept = nearest(squares_K.tolist(), f)
+    kept = nearest(squares(mine_D, theirs_KD, accumulate).tolist(), f)
     return (mine_D + theirs_KD[kept].sum(0)) / (len(kept) + 1)
 
 
@@ -37,3 +41,68 @@ def nearest(squares_K: Sequence[float], f: int) -> list[int]:
     """The rows to keep, ascending: the K - f smallest squares, ties in row order, never one that is not finite."""
     order = sorted((square, row) for row, square in enumerate(squares_K) if math.isfinite(square))
     return sorted(row for _, row in order[: max(0, len(squares_K) - f)])
+
+
+def combine(mine_D: Tensor, theirs_KD: Tensor, own: float, shares_K: Sequence[float]) -> Tensor:
+    """own x mine + the sum of share x row [D], in row order; a row with a share of 0 is not read."""
+    mixed_D = mine_D * own
+    for row, share in enumerate(shares_K):
+        if share:
+            mixed_D = mixed_D + theirs_KD[row] * share
+    return mixed_D
+
+
+def squares(mine_D: Tensor, theirs_KD: Tensor, accumulate: torch.dtype = torch.float64) -> NDArray[np.float64]:
+    """Squared distances to `mine_D` [K]. Differences first: |a|^2 - 2ab + |b|^2 loses all digits of near models."""
+    return (theirs_KD - mine_D).to(accumulate).square().sum(1).double().cpu().numpy()
+
+
+def gram(mine_D: Tensor, theirs_KD: Tensor, accumulate: torch.dtype = torch.float64) -> NDArray[np.float64]:
+    """Inner products of all differences to `mine_D` [K, K]: all distances and all angles between the N vectors."""
+    differences_KD = (theirs_KD - mine_D).to(accumulate)
+    return (differences_KD @ differences_KD.T).double().cpu().numpy()
+
+
+def ranks(
+    mine_D: Tensor, theirs_KD: Tensor, first: int, last: int, matrix_MN: NDArray[np.float64] | None = None
+) -> Tensor:
+    """Per parameter, the mean of the values at places first, ..., last - 1 in ascending order [D].
+
+    Of N values, or of the M that `matrix_MN` makes of them before (its columns: ours, then the rows). NaN with its sign
+    bit set comes before everything else, any other behind everything else.
+    """
+    return _sorted(mine_D, theirs_KD, matrix_MN)[first:last].mean(0)
+
+
+def around(
+    mine_D: Tensor,
+    theirs_KD: Tensor,
+    first: int,
+    last: int,
+    keep: int,
+    matrix_MN: NDArray[np.float64] | None = None,
+) -> Tensor:
+    """Per parameter, the mean of the `keep` values nearest to the mean of the places first, ..., last - 1 [D].
+
+    The values as in `ranks`. In ascending order those are `keep` neighbours: of all such windows the one whose farther
+    end is nearest, the lowest if several are.
+    """
+    values_MD = _sorted(mine_D, theirs_KD, matrix_MN)
+    centre_D = values_MD[first:last].mean(0)
+    windows_WMD = values_MD.unfold(0, keep, 1).transpose(1, 2)  # [W, keep, D]
+    farthest_WD = torch.maximum((centre_D - windows_WMD[:, 0]).abs(), (windows_WMD[:, -1] - centre_D).abs())
+    best_D = farthest_WD.nan_to_num(nan=math.inf, posinf=math.inf).argmin(0)
+    means_WD = windows_WMD.mean(1)
+    return means_WD.gather(0, best_D[None])[0]
+
+
+def _sorted(mine_D: Tensor, theirs_KD: Tensor, matrix_MN: NDArray[np.float64] | None) -> Tensor:
+    values_ND = torch.cat([mine_D[None], theirs_KD])
+    if matrix_MN is not None:
+        values_ND = torch.from_numpy(matrix_MN).to(values_ND) @ values_ND
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values_ND.element_size()]
+    keys_ND = values_ND.view(bits)
+    largest = torch.iinfo(bits).max
+    # As integers, negative floats stand in the wrong order: turn it round.
+    order_ND = torch.where(keys_ND < 0, keys_ND ^ largest, keys_ND).argsort(dim=0, stable=True)
+    return values_ND.gather(0, order_ND)

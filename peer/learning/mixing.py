@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from murmurate import kernels
+from murmurate.kernels import mixing as kernels
 from murmurate.peer import config
 from murmurate.peer.errors import ConfigError
 
