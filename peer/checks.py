@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 ROBUST = ("median", "trimmed_mean", "nna", "nnm_trimmed_mean")
 RECORDS_MAX = 65536  # per batch: what a peer publishes at once stays far below a megabyte (a guess)
+EPSILON_MIN, EPSILON_MAX = 2.0**-100, 2.0**20  # float32 has it, and the way there and back (a guess)
 LEAN_STEPS_MAX = 2**22  # units of a probe; with weights below 2^23 the sum is still exact in float32
 
 
@@ -39,8 +40,15 @@ def _seeds(config: Config) -> Iterator[str]:
         yield f"seeds.objective = 'score': has no derivative, which probe = {seeds.probe!r} needs; use 'spsa'"
     if seeds.sampling == "pro" and seeds.directions != "pool":
         yield f"seeds.sampling = 'pro': draws from a pool; it needs directions = 'pool', not {seeds.directions!r}"
+    if seeds.directions == "pool" and seeds.pool < seeds.parts:
+        yield (
+            f"seeds.pool = {seeds.pool}: with seeds.parts = {seeds.parts} it should be at least that, or some parts "
+            "are never trained: a direction moves the part numbered index mod parts"
+        )
     if seeds.schedule != "constant" and not (seeds.schedule_rounds or config.rounds.max):
         yield f"seeds.schedule = {seeds.schedule!r}: needs an end: schedule_rounds or rounds.max"
+    if not EPSILON_MIN <= seeds.epsilon <= EPSILON_MAX:
+        yield f"seeds.epsilon = {seeds.epsilon}: should be from 2^-100 to 2^20"
     if seeds.memory == "lean" and not 0.5 <= seeds.epsilon / 2.0**config.unit_log2 <= LEAN_STEPS_MAX:
         yield (
             f"seeds.epsilon = {seeds.epsilon}: with memory = 'lean' a probe should be 1 to 2^22 steps of "
@@ -62,6 +70,8 @@ def _liars(config: Config) -> Iterator[str]:
     seeds, mixing = config.seeds, config.mixing
     if mixing.rule != "mean" or mixing.gossip_steps != 1:
         yield "mixing.rule, mixing.gossip_steps: mix models; with exchange.name = 'seeds' there is seeds.rule"
+    if mixing.before or mixing.options or mixing.keep_variance:
+        yield "mixing.before, .options, .keep_variance: mix models; with exchange.name = 'seeds' there is seeds.rule"
     if seeds.rule in ROBUST and seeds.directions != "shared":
         yield f"seeds.rule = {seeds.rule!r}: compares scalars, so it needs directions = 'shared'"
     elif mixing.f and (seeds.rule not in ROBUST or seeds.directions != "shared"):

@@ -111,7 +111,8 @@ class Seeds(Section):
     objective: Literal["loss", "score"] = "loss"
     """What to improve: the task's loss, or its `score` (accuracy, F1, ...: higher is better, no gradient needed)."""
     epsilon: float = Field(default=2.0**-10, gt=0)
-    """Length of a probe along a direction whose entries are +1 and -1. (MeZO uses 1e-3)"""
+    """Length of a probe along a direction whose entries are +1 and -1. (MeZO uses 1e-3) A model in bfloat16
+    needs a longer one: its weights between 1 and 2 are 2^-7 apart, and 2^-10 moves none above 1/2."""
     unit_log2: int = Field(default=0, ge=-100, le=0)
     """A record moves the weights by a whole number of steps of 2^unit_log2; 0: 1/256 of local.lr / probes, rounded to a
     power of two, and then all peers must agree on those two."""
@@ -149,10 +150,22 @@ class Mixing(Section):
     """How neighbours' models are folded into ours. All peers must agree."""
 
     rule: str = "mean"
-    """`mean` (weighted by the graph) or `nna` (nearest-neighbour averaging, MoNNA: bears liars)."""
+    """`mean` (weighted by the graph) and `flag` bear no liars. Those that weigh whole models: `nna` (nearest-neighbour
+    averaging, MoNNA), `krum`, `multi_krum`, `mda`, `mva`, `geometric_median`, `centred_clipping`,
+    `self_centred_clipping`; single parameters: `trimmed_mean`, `median`, `meamed`, `phocas`."""
+    before: Literal["", "nnm", "bucketing"] = ""
+    """What to do first: `nnm` (each model becomes the mean of the n - f nearest to it), or `bucketing` (means of a few
+    neighbours each take their place); both help where honest models differ much."""
+    options: dict[str, Option] = Field(default_factory=dict)
+    """The rule's own numbers. krum: `less` (1 or 2); multi_krum: also `keep`; geometric_median: `smoothing`, `steps`;
+    centred_clipping: `radius`, `steps`; self_centred_clipping: `radius` (0 follows from f); flag: `rank`, `steps`.
+    bucketing: `bucket_size`."""
+    keep_variance: bool = False
+    """Give every parameter tensor of the mixture the variance that the models had on average: for models that did not
+    begin alike. Not with liars."""
     f: int = Field(default=0, ge=0)
-    """How many liars may sit among a peer's neighbours; a rule refuses what it cannot bear. With `seeds` among all
-    names of the swarm, which vote by `seeds.rule`."""
+    """How many liars may sit among a peer's neighbours; a rule refuses what it cannot bear, and leaves a model as it is
+    while too few are heard. With `seeds` among all names of the swarm, which vote by `seeds.rule`."""
     gossip_steps: int = Field(default=1, ge=1, le=64)
     """Exchanges per round (Q of DFedSAM-MGS): traffic times Q, graph gap to the power Q."""
 

@@ -138,7 +138,7 @@ def test_words_that_look_like_markup_are_shown_as_they_are(capsys: Capture) -> N
         ({"runtime": {"listen": "0.0.0.0:0"}}, "runtime.listen = '0.0.0.0:0': reaches beyond this machine"),
         ({"task": {"name": "diggits"}}, "task.name = 'diggits': unknown; known are digits, "),
         ({"task": {"name": "no.such:task"}}, "task.name = 'no.such:task': importing no.such from"),
-        ({"mixing": {"rule": "median"}}, "mixing.rule = 'median': unknown; known are mean, nna"),
+        ({"mixing": {"rule": "medain"}}, "mixing.rule = 'medain': unknown; known are mean, nna"),
         ({"runtime": {"device": "abacus"}}, "runtime.device = 'abacus': cannot be used here: "),
     ],
 )

@@ -2,8 +2,7 @@
 
 import json
 import math
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from murmurate.peer.config import Config, parse
 from murmurate.peer.errors import ConfigError
 from murmurate.peer.learning.flat import FlatModel
 from murmurate.peer.learning.tasks import Task, docstrings, hub, make_task
-from murmurate.peer.learning.tasks.causal_lm import IGNORED, CausalLM
-from murmurate.peer.learning.tasks.classification import Classification
+from murmurate.peer.learning.tasks.causal_lm import IGNORED
 from murmurate.peer.learning.tasks.docstrings import Docstrings
 
-from .tiny_hf import SPECIAL, WORDS, save
-
-
-def config_of(name: str, me: str = "a", peers: str = "ab", seed: int = 0, **task: Any) -> Config:
-    addresses = {peer: f"localhost:{7000 + i}" for i, peer in enumerate(peers)}
-    return parse({"name": me, "peers": addresses, "swarm": {"seed": seed}, "task": {"name": name, **task}})
+from .tiny_hf import SPECIAL, WORDS, causal, classify, config_of, save, write
 
 
 def evaluate(task: Task, module: nn.Module) -> Mapping[str, float]:
@@ -43,11 +35,6 @@ def learn(task: Task, module: nn.Module, steps: int, lr: float, size: int = 32) 
         optimizer.step()
 
 
-def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
-
-
 def words(tokens: torch.Tensor) -> str:
     return " ".join((SPECIAL + WORDS)[int(token)] for token in tokens.flatten())
 
@@ -58,12 +45,6 @@ def words(tokens: torch.Tensor) -> str:
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save(tmp_path_factory.mktemp("hf") / "llama", "llama")
-
-
-def causal(model: str, data: str, me: str = "a", **options: Any) -> CausalLM:
-    task = make_task(config_of("causal_lm", me, data=data, options={"model": model, "length": 8, **options}))
-    assert isinstance(task, CausalLM)
-    return task
 
 
 LORA_TARGETS = "q_proj, v_proj, down_proj, lm_head"
@@ -144,6 +125,10 @@ def test_all_that_is_trained_has_the_dtype_asked_for(llama: str, text: str, lora
     task = causal(llama, text, dtype="bfloat16", lora=lora)
     module = task.model()
     assert FlatModel(module).flat_D.dtype is torch.bfloat16
+    full = dict(causal(llama, text).model().named_buffers())
+    for name, value in module.named_buffers():  # the angles of rotary positions have no use for 16 bits
+        assert torch.equal(value, full[name.removeprefix("base_model.model.")])
+    assert len(full) == 2
     assert math.isfinite(evaluate(task, module)["loss"])
 
 
@@ -172,12 +157,6 @@ def labelled(tmp_path: Path) -> str:
         for i in range(200)
     ]
     return write(tmp_path / "labelled.jsonl", rows)
-
-
-def classify(model: str, data: str, **options: Any) -> Classification:
-    task = make_task(config_of("classification", data=data, options={"model": model, "length": 16, **options}))
-    assert isinstance(task, Classification)
-    return task
 
 
 @pytest.mark.parametrize("lora", [0, 4])
@@ -225,6 +204,33 @@ def test_peers_must_have_the_same_labels(bert: str, labelled: str) -> None:
     assert classify(bert, labelled).common != classify(bert, labelled, labels="ice, hot").common
 
 
+def order_of(model: str, data: str, **options: Any) -> list[str]:
+    """The labels as the model is told them."""
+    task = classify(model, data, **options)
+    module: Any = task.model()
+    assert json.loads(task.common) == list(module.config.id2label.values())
+    return json.loads(task.common)
+
+
+def test_a_head_that_is_there_keeps_its_labels(labelled: str, tmp_path: Path) -> None:
+    """What it has learnt to call `ice` must not be called `hot`."""
+    headed, other = (save(tmp_path / name, "bert", labels=name.split("-")) for name in ("ice-hot", "yes-no"))
+    assert order_of(headed, labelled) == ["ice", "hot"]
+    assert order_of(headed, labelled, labels="hot, ice") == ["hot", "ice"]
+    assert order_of(other, labelled) == ["hot", "ice"]
+    torch.manual_seed(0)
+    one: Any = classify(headed, labelled).model()
+    torch.manual_seed(1)
+    again: Any = classify(headed, labelled).model()
+    assert torch.equal(one.classifier.weight, again.classifier.weight), "it is not drawn anew"
+
+
+def test_labels_that_are_numbers_are_sorted_as_such(bert: str, tmp_path: Path) -> None:
+    rows = [{"text": WORDS[i % 9], "label": [10, -1, 2, " b", "3", "a "][i % 6]} for i in range(60)]
+    assert order_of(bert, write(tmp_path / "rows.jsonl", rows)) == ["-1", "2", "3", "10", "a", "b"]
+    assert order_of(bert, str(tmp_path), labels="b, a, 10, 3, 2, -1") == ["b", "a", "10", "3", "2", "-1"]
+
+
 # Docstrings ------------------------------------------------------------------------------------------
 
 
@@ -253,7 +259,7 @@ def test_docstrings_are_evaluated_on_the_whole_test_set(bert: str) -> None:
     task = docs(encoder=bert)
     module = task.model().eval()
     found = task._test  # pyright: ignore[reportPrivateUsage]: there is no public way to the test set
-    everything = docstrings._select(found, torch.arange(len(found[2])))  # pyright: ignore[reportPrivateUsage]: as above
+    everything = hub.select(found, torch.arange(len(found[2])))
     with torch.no_grad():
         expected = {"accuracy": task.score(module, everything), "loss": float(task.loss(module, everything))}
     assert evaluate(task, module) == pytest.approx(expected, rel=1e-5)
@@ -323,49 +329,3 @@ def test_docstrings_without_encoder_or_sources_say_so(monkeypatch: pytest.Monkey
     monkeypatch.setattr(docstrings.sysconfig, "get_path", {"stdlib": str(tmp_path)}.get)
     with pytest.raises(ConfigError, match=r"needs Python's sources: .* has no docstrings of asyncio"):
         docs()
-
-
-# Faults ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("library", ["transformers", "peft"])
-def test_a_missing_library_is_named(llama: str, text: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ConfigError, match=rf"needs {library} .*: pip install murmurate\[hf\]"):
-        causal(llama, text, lora=1).model()
-
-
-def test_a_hub_name_without_a_network_says_what_to_do(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ConfigError, match=r"(?s)'some/model' is not a folder.*hf download some/model --local-dir"):
-        causal("some/model", text)
-
-
-def test_a_folder_without_a_model_is_refused(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ConfigError, match="cannot be used as a AutoTokenizer"):
-        causal(str(tmp_path), text)
-
-
-@pytest.mark.parametrize(
-    ("rows", "options", "expected"),
-    [
-        ("", {}, "holds no rows"),
-        ("[1]", {}, "rows.jsonl:1: should be an object"),
-        ('{"text": "a", "label": 1}\n{"text": ', {}, "rows.jsonl:2: not JSON"),
-        ('{"words": "a"}', {}, "a row has no text in 'text', but words"),
-        ('{"text": "a", "label": 0.5}', {}, "a row has no text in 'label'"),
-        ('{"text": "a", "label": "x"}', {}, "at least two different labels, not x"),
-        ('{"text": "a", "label": "x"}', {"labels": "y, z"}, "'x' is not one of y, z"),
-        ('{"text": "a", "label": 1}', {"labels": "1, 2"}, "1 rows are too few"),
-        ("", {"model": ""}, "needs a model: a folder, or a name"),
-        ("", {"dtype": "int8"}, "should be one of float32, bfloat16, float16"),
-        ("", {"lora": -1}, "lora = -1: should be at least 0"),
-        ("", {"length": 1}, "length = 1: should be at least 2"),
-    ],
-)
-def test_impossible_tasks_are_refused(
-    bert: str, tmp_path: Path, rows: str, options: dict[str, Any], expected: str
-) -> None:
-    (tmp_path / "rows.jsonl").write_text(rows)
-    with pytest.raises(ConfigError, match=expected):
-        classify(**{"model": bert, "data": str(tmp_path), **options})

@@ -305,7 +305,7 @@ def test_rules_refuse_what_they_cannot_bear() -> None:
     for mixing, degree, expected in (
         (Mixing(rule="mean", f=1), 9, "one liar is enough"),
         (Mixing(rule="nna", f=2), 3, "choose f <= 1"),
-        (Mixing(rule="median"), 9, "unknown; known are mean, nna"),
+        (Mixing(rule="medain"), 9, "unknown; known are mean, nna"),
     ):
         with pytest.raises(ConfigError, match=expected):
             make_mixer(mixing, degree)

@@ -8,30 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
 
 from murmurate.kernels import noise
 from murmurate.peer.lab.together import origin_of
-from murmurate.peer.learning.prober import Prober
 
+from .seeds_inside import Normed, private, weights
 from .seeds_peers import Bowl, batch_of, fold, made, prober_of, rounds
 
 TABLES: dict[str, dict[str, Any]] = {
     "private": {},
     "lean": {"memory": "lean"},
     "conservative": {"probe": "conservative"},
+    "forward": {"probe": "forward"},
     "ferret": {"probe": "ferret", "directions": "shared"},
 }
-
-
-def weights(prober: Prober, path: Path, cut: Any = None) -> dict[str, Tensor]:
-    prober.export(cut)(path)
-    return load_file(path)
-
-
-def private(prober: Prober, name: str) -> Any:
-    return getattr(prober, f"_{name}")
 
 
 MAXIMAL = noise.encode(np.full(64, 1e9)).tobytes()
@@ -86,22 +76,7 @@ def test_an_export_that_fails_leaves_everything_as_it_was(monkeypatch: pytest.Mo
     assert prober.weights_digest() == before
 
 
-class Normed(Bowl):
-    """With running statistics, which training would change."""
-
-    def model(self) -> torch.nn.Module:
-        torch.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
-
-    def loss(self, model: torch.nn.Module, batch: Tensor) -> Tensor:
-        x_BI = batch[:, None].expand(-1, 3) / 64
-        return model(x_BI).square().mean()
-
-    def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
-        return {"loss": float(model(torch.ones(5, 3)).square().sum())}
-
-
-@pytest.mark.parametrize("kind", ["private", "lean", "conservative", "ferret"])
+@pytest.mark.parametrize("kind", TABLES)
 def test_buffers_are_the_same_at_every_peer(kind: str, tmp_path: Path) -> None:
     peers = {me: prober_of(me, Normed(), seeds=TABLES[kind]) for me in "ab"}
     before = {name: value.clone() for name, value in private(peers["a"], "model").module.named_buffers()}

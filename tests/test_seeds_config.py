@@ -28,7 +28,13 @@ from .seeds_peers import config_of
             {"seeds": {"memory": "lean", "epsilon": 1e-9}},
             "seeds.epsilon = 1e-09: with memory = 'lean' a probe should be",
         ),
-        ({"seeds": {"memory": "lean", "epsilon": 1e9}}, r"1 to 2\^22 steps of 2\^-15"),
+        ({"seeds": {"memory": "lean", "epsilon": 1e5}}, r"1 to 2\^22 steps of 2\^-15"),
+        ({"seeds": {"epsilon": 1e-50}}, r"seeds.epsilon = 1e-50: should be from 2\^-100 to 2\^20"),
+        ({"seeds": {"epsilon": 2.0**21}}, r"seeds.epsilon = 2097152.0: should be from 2\^-100 to 2\^20"),
+        (
+            {"seeds": {"directions": "pool", "pool": 7, "parts": 8}},
+            "seeds.pool = 7: with seeds.parts = 8 it should be at least that, or some parts are never trained",
+        ),
         ({"seeds": {"parameters": "("}}, r"seeds.parameters = '\(': not a regular expression"),
         ({"seeds": {"authority": ["xyz"]}}, "seeds.authority: 'xyz' should be a public key of 64 hexadecimal digits"),
         ({"local": {"sam_rho": 0.1}}, "local.sam_rho = 0.1: needs gradients"),
@@ -61,6 +67,8 @@ def test_what_fits_is_accepted() -> None:
     config_of(seeds={"probe": "ferret", "directions": "shared"}, local={"sam_rho": 0.1})
     config_of(seeds={"schedule": "cosine"}, rounds={"max": 9})
     config_of(seeds={"memory": "lean", "authority": ["0f" * 32]})
+    config_of(seeds={"directions": "pool", "pool": 8, "parts": 8})
+    config_of(seeds={"pool": 7, "parts": 8})
     config_of(names="abc", seeds={"directions": "shared", "rule": "trimmed_mean"}, mixing={"f": 1})
 
 

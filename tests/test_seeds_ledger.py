@@ -205,6 +205,26 @@ def test_retraction_is_as_if_those_records_were_never_made(terms: Terms, data: s
     assert found == told(Ledger(terms, SWARM), data.draw(folds(without)))
 
 
+@pytest.mark.parametrize("terms", TERMS, ids=str)
+@settings(max_examples=12)
+@given(data=st.data())
+def test_what_is_dropped_was_never_there(terms: Terms, data: st.DataObject) -> None:
+    """Its closings included; and in the same fold it may begin anew."""
+    world = data.draw(worlds(terms))
+    gone = data.draw(st.sampled_from(list(world.feeds)))
+    anew = data.draw(worlds(terms)).feeds[gone] if data.draw(st.booleans()) else []
+    ledger, fresh = Ledger(terms, SWARM), Ledger(terms, SWARM)
+    found = told(ledger, data.draw(folds(world)))
+    found.update(as_counter(ledger.fold(anew, (), [(gone, NAMES[gone])] if anew else [], [gone])))
+    rest = World({**world.feeds, gone: anew}, [(origin, seq) for origin, seq in world.closed if origin != gone])
+    assert Counter({name: value for name, value in found.items() if value}) == expected(terms, rest)
+    assert as_counter(ledger.coefficients()) == expected(terms, rest)
+    told(fresh, data.draw(folds(rest)))
+    assert ledger.records == fresh.records
+    if terms.sent_ids:
+        assert ledger.importance().tolist() == fresh.importance().tolist()
+
+
 def feed(*rounds: int, origin: bytes = b"A" * 32, codes: bytes = b"\x05\x06\x07") -> list[Batch]:
     return [Batch(Origin(origin), n + 1, round, codes, b"") for n, round in enumerate(rounds)]
 
@@ -258,6 +278,11 @@ def test_lives_of_one_name_have_one_vote() -> None:
         known = list(zip((batch.origin for batch in two), names, strict=False))
         for batches in (two, two[::-1]):
             assert set(as_counter(Ledger(terms, SWARM).fold(batches, (), known)).values()) == expected
+            late = Ledger(terms, SWARM)
+            found = as_counter(late.fold(batches))
+            found.update(as_counter(late.fold([], (), known)))
+            assert set(found.values()) == expected
+            assert as_counter(late.coefficients()) == found
 
 
 def test_pro_sampling_knows_which_ids_matter() -> None:

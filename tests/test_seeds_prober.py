@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch import Tensor
 
 from murmurate.kernels import noise
@@ -23,6 +22,7 @@ from murmurate.peer.manifest import first_difference
 from murmurate.peer.protocol.events import Audit, Audited
 from murmurate.peer.protocol.seams import Replica
 
+from .seeds_inside import private, weights
 from .seeds_peers import Bowl, batch_of, config_of, fold, made, prober_of, rounds
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -47,15 +47,6 @@ def pair(**tables: Any) -> dict[str, Prober]:
     return {me: prober_of(me, **tables) for me in "ab"}
 
 
-def weights(prober: Prober, path: Path, cut: Any = None) -> dict[str, Tensor]:
-    prober.export(cut)(path)
-    return load_file(path)
-
-
-def private(prober: Prober, name: str) -> Any:
-    return getattr(prober, f"_{name}")
-
-
 # One set, one model ----------------------------------------------------------------------------------
 
 
@@ -66,8 +57,8 @@ def test_replicas_stay_bit_identical(kind: str) -> None:
     batches = rounds(peers, 3)
     digests = {prober.weights_digest() for prober in peers.values()}
     assert len(digests) == 1
-    assert FRESH not in digests or kind == "lean"
     late = prober_of("a", seeds={"probes": 2, **KINDS[kind]})
+    assert late.weights_digest() not in digests, "nothing has moved"
     for batch in sorted(batches, key=lambda batch: (batch.origin, batch.number)):
         fold(late, batch)
     assert late.weights_digest() in digests
@@ -395,6 +386,20 @@ def test_how_to_measure_is_each_peers_own_choice(tables: dict[str, Any]) -> None
 
 def test_the_noise_of_the_manifest_is_the_kernels() -> None:
     assert noise.NOISE == NOISE
+
+
+def test_the_base_has_what_a_task_says_is_common() -> None:
+    """Such as a digest of data that all peers share."""
+
+    class Common(Bowl):
+        def __init__(self, common: str) -> None:
+            super().__init__()
+            self.common = common
+
+    bases = [prober_of(task=task).base for task in (Bowl(), Common(""), Common("x"), Common("x"), Common("y"))]
+    assert bases[0] == bases[1]
+    assert bases[2] == bases[3]
+    assert len(set(bases)) == 3
 
 
 def test_a_part_of_the_parameters_can_be_trained() -> None:

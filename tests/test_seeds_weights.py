@@ -137,6 +137,12 @@ def test_sixteen_bits_round_once(dtype: torch.dtype) -> None:
         weights_of(model_of(dtype), "lean")
 
 
+@pytest.mark.parametrize("memory", ["exact", "lean"])
+def test_weights_of_64_bits_are_refused_at_the_start(memory: str) -> None:
+    with pytest.raises(ConfigError, match=r"float32, bfloat16 or float16, and this one is torch\.float64"):
+        weights_of(model_of(torch.float64), memory)
+
+
 def test_sums_widen_before_they_overflow() -> None:
     model = model_of()
     weights = weights_of(model)

@@ -166,11 +166,11 @@ def test_mean_uses_the_weights() -> None:
 def test_nna_ignores_liars_and_ties_go_to_the_first_id() -> None:
     trainer = trainer_of(mixing={"rule": "nna", "f": 1})
     mine = first_weights(trainer)
-    liar, near, far = -100 * mine, mine + 1, mine - 1
+    liar, near, far = -100 * mine, 2 * mine, 0 * mine  # the last two exactly as far, without rounding
     mixed = weights_of(mix(trainer, 1, liar, near, far, pack=True).payload)
     torch.testing.assert_close(mixed, mine)
     tied = weights_of(mix(trainer_of(mixing={"rule": "nna", "f": 1}), 1, near, far, pack=True).payload)
-    torch.testing.assert_close(tied, mine + 0.5)
+    torch.testing.assert_close(tied, 1.5 * mine)
 
 
 def test_malformed_payloads_are_named_and_their_weight_is_ours() -> None:

@@ -22,7 +22,7 @@ from murmurate.peer.learning.tasks import make_task
 
 from .evaluation import evaluate
 from .flat import FlatModel
-from .randomness import derive
+from .randomness import derive, seed_torch
 
 Draw = Callable[[Tensor, int], None]
 """Writes the direction of this number [D]."""
@@ -88,7 +88,8 @@ def descend(config: Config, course: Course, directions: str, scalar: str) -> Ite
     def rounded(step: float) -> float:
         return step if scalar == "float32" else unit * float(noise.decode(noise.encode(np.array([step / unit])))[0])
 
-    def loss(shift: float, batch: Any) -> float:
+    def loss(shift: float, batch: Any, number: int) -> float:
+        seed_torch(derive(seed, "dropout", number), weights_D.device)  # both passes drop the same units
         torch.add(home_D, z_D, alpha=shift, out=weights_D)
         return float(task.loss(model.module, batch))
 
@@ -100,7 +101,7 @@ def descend(config: Config, course: Course, directions: str, scalar: str) -> Ite
                 chosen_B = torch.from_numpy(batches.choice(task.train_size, local.batch_size, replace=False))
                 batch = task.batch(chosen_B)
                 draw(z_D, number)
-                slope = (loss(epsilon, batch) - loss(-epsilon, batch)) / (2 * epsilon)
+                slope = (loss(epsilon, batch, number) - loss(-epsilon, batch, number)) / (2 * epsilon)
                 if math.isfinite(slope):
                     step_D.add_(z_D, alpha=-rounded(lr * slope))
             home_D.add_(step_D)

@@ -29,7 +29,15 @@ from murmurate.kernels import noise
 from murmurate.peer.config import Config
 from murmurate.peer.errors import ConfigError, LocalError
 from murmurate.peer.learning.exchange.seeds import NONE, Changes, Ledger, Terms, sum_of
-from murmurate.peer.learning.exchange.states import NoState, cut_up, pack_steps, pack_table, read_steps, read_table
+from murmurate.peer.learning.exchange.states import (
+    NoState,
+    check_table,
+    cut_up,
+    pack_steps,
+    pack_table,
+    read_steps,
+    read_table,
+)
 from murmurate.peer.learning.exchange.votes import divide
 from murmurate.peer.learning.tasks import Task, make_task
 from murmurate.peer.protocol.events import Audit, Audited, Capture, Captured, Fold, Folded, Install, Installed, Trained
@@ -331,6 +339,7 @@ class Prober:
         try:
             if self._terms.directions == "pool":
                 table_CK = read_table(effect.pieces, self._columns, self._terms.pool)
+                check_table(table_CK)
                 before = (self._ahead, self._ledger.base, self._ledger.coefficients())
                 self._ledger.install(ground.cut, ground.rounds, table_CK)
                 self._weights.move(sum_of([*(part.undone() for part in before), self._ledger.base]))

@@ -144,8 +144,10 @@ def forward(objective: Objective, step: Step) -> Reading:
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
         seed_torch(step.seed, model.flat_D.device)
+        # What a module writes into its buffers (BatchNorm) has derivatives: only copies that are made here bear them.
+        buffers = {name: value.clone() for name, value in bound.named_buffers()}
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels of attention have no forward derivative
-            return torch.func.functional_call(bound, parameters, (step.batch,))
+            return torch.func.functional_call(bound, {**parameters, **buffers}, (step.batch,))
 
     slopes: list[float] = []
     losses: list[float] = []

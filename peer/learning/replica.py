@@ -37,6 +37,7 @@ from .places import Place, places_of
 CHUNK = 2**22  # entries that are hashed or rounded at a time: 16 MiB (a guess)
 GLANCE = 32 * noise.BLOCK  # entries whose sums are looked at before they are applied: 8 MiB (a guess)
 SUMS_MAX = 2**31  # what int32 cannot hold
+NARROW = (torch.float32, torch.bfloat16, torch.float16)  # what the kernels round sums to
 GRID_MAX = 2**23  # units; twice as many are still exact in float32, which leaves room for one step and one probe
 
 
@@ -88,6 +89,11 @@ def make_weights(
     Without `again` lean weights cannot leave their grid: `move` then raises LocalError.
     """
     places = places_of(model, parts)
+    if model.flat_D.dtype not in NARROW:
+        raise ConfigError(
+            "exchange.name = 'seeds': needs a model in float32, bfloat16 or float16, and this one is "
+            f"{model.flat_D.dtype}"
+        )
     if memory == "exact":
         return Exact(model, unit_log2, places, signs)
     return Lean(model, unit_log2, places, signs, again)

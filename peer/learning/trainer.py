@@ -22,6 +22,7 @@ from torch import Tensor
 from murmurate.peer.config import Config
 from murmurate.peer.errors import ConfigError, LocalError, RemoteError
 from murmurate.peer.learning.exchange import make_exchange
+from murmurate.peer.learning.mixing import Mixer, keeping_variance, make_mixer
 from murmurate.peer.learning.tasks import Task, make_task
 from murmurate.peer.protocol.events import Adopt, Mix, Mixed, Payload, PeerId, Trained
 from murmurate.peer.protocol.seams import Write
@@ -31,7 +32,6 @@ from .attacks import distort
 from .evaluation import evaluate, is_due
 from .flat import FlatModel, Schema, is_finite
 from .local_steps import make_step
-from .mixing import Mixer, make_mixer
 from .optimizers import make_optimizer, use_hyperparameters
 from .order import Batches
 from .randomness import seed_torch
@@ -80,6 +80,8 @@ class TorchTrainer:
             self.base = f"seed:{config.swarm.seed}"
         self._model = FlatModel(module.to(config.runtime.device))
         self.schema = self._model.schema
+        if config.mixing.keep_variance:
+            self._mixer = keeping_variance(mixer, [math.prod(shape) for _, shape, _ in self.schema])
         self._exchange = make_exchange(config.exchange, self._model.flat_D.numel())
         self.payload_bytes = self._exchange.payload_bytes
         self._theirs_KD = self._model.flat_D.new_empty(0, self._model.flat_D.numel())

@@ -32,7 +32,6 @@ from .votes import Integers, combine, divide
 
 STEPS = 256  # momentum multiplies in units of 1/256 (a guess: a code has three digits of mantissa)
 WINDOW_MAX = 1024  # rounds over which a record may be spread: enough for a momentum of 0.99, the most we allow
-NOTHING = np.zeros(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +96,7 @@ def sum_of(parts: Iterable[Changes]) -> Changes:
     return Changes(keys_K[kept], indices_K[kept], total[total != 0])
 
 
-NONE = Changes(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64), NOTHING)
+NONE = Changes(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64))
 
 
 def multipliers(momentum: float) -> Integers:
@@ -213,7 +212,9 @@ class Ledger:
         for origin in dropped:
             touched |= self._drop(origin, found)
         for origin, name in names:
-            self._feed(origin).name = name
+            feed = self._feed(origin)
+            touched |= set(feed.rounds) if name != feed.name else set()  # they were somebody else's votes
+            feed.name = name
         groups: dict[Origin, list[Batch]] = defaultdict(list)
         for batch in batches:
             groups[batch.origin].append(batch)
@@ -276,8 +277,7 @@ class Ledger:
     @property
     def base(self) -> Changes:
         """Pool: the coefficients of the state it stands on."""
-        pool = np.arange(self._base_CK.shape[1], dtype=np.uint64)
-        return changes_of(self._shared_key, pool, self._base_CK[0])
+        return changes_of(self._shared_key, np.arange(self._base_CK.shape[1], dtype=np.uint64), self._base_CK[0])
 
     def install(self, cut: Iterable[FeedState], rounds: Iterable[int], table_CK: Integers) -> None:
         """Forget all records, and stand on a state at this cut instead, whose last rounds are these. `table_CK`: its
@@ -422,8 +422,8 @@ class Ledger:
         return found
 
     def _of_round(self, round: int, newest: int, scalars_P: Integers) -> Changes:
-        scale = self._by_age(np.array([newest - round]))
         indices_P = np.uint64(round * self._terms.records) + np.arange(self._terms.records, dtype=np.uint64)
+        scale = self._by_age(np.array([newest - round]))
         return changes_of(self._shared_key, indices_P, divide(scalars_P * scale, STEPS))
 
     def _vote(self, round: int) -> None:

@@ -21,6 +21,7 @@ from .votes import Integers
 
 GROUP = np.uint64(7)  # bits in each byte of a varint
 GROUPS_MAX = 10  # bytes of a varint of 64 bits
+SUM_MAX = 2.0**60  # of |entry| in a row: what it replaces and what comes later still fit beside it into 64 bits
 
 
 class NoState(Exception):  # noqa: N818 - the verdict on what somebody else sent
@@ -69,6 +70,14 @@ def read_table(pieces: Sequence[bytes], columns: int, pool: int) -> Integers:
     if pack_table(found) != data.tobytes():
         raise NoState("not as it is written")
     return found
+
+
+def check_table(table_CK: Integers) -> None:
+    """Raises NoState for what no records add up to: sizes or uses below zero, or more than can be reckoned with."""
+    if (table_CK[1:] < 0).any():
+        raise NoState("sizes or uses below zero")
+    if np.abs(table_CK.astype(np.float64)).sum(axis=1).max(initial=0) >= SUM_MAX:
+        raise NoState("too large")
 
 
 def pack_steps(steps_D: NDArray[np.int64]) -> bytes:

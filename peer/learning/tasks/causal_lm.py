@@ -48,7 +48,8 @@ class CausalLM:
     def model(self) -> nn.Module:
         """The model as Hugging Face has it, or peft's with adapters."""
         o = self._options
-        return hub.add_lora(hub.load_model("AutoModelForCausalLM", o["model"], o["dtype"]), o, "CAUSAL_LM")
+        module = hub.load_model("AutoModelForCausalLM", o["model"], o["length"], o["dtype"])
+        return hub.add_lora(module, o, "CAUSAL_LM")
 
     def batch(self, indices_B: Tensor) -> list[Tensor]:
         """The examples at these positions, cut to the longest of them."""
@@ -80,14 +81,15 @@ def make_task(config: config.Config) -> CausalLM:
     """The text of this peer."""
     options = read_options(config.task, OPTIONS)
     hub.check(config.task, options)
-    tokenizer = hub.load_tokenizer(options["model"])
     rows = read_rows(config.task, options["text"])
-    if all("prompt" in row and "completion" in row for row in rows):
-        pairs = [(text_of(config.task, row, "prompt"), text_of(config.task, row, "completion")) for row in rows]
+    if all("prompt" in row.fields and "completion" in row.fields for row in rows):
+        pairs = [(text_of(row, "prompt"), text_of(row, "completion")) for row in rows]
+        tokenizer = hub.load_tokenizer(options["model"], [completion for _, completion in pairs])
         train, test = split_rows(config, pairs, [0] * len(pairs), options["shared"])
         examples = [_completions(tokenizer, part, options["length"]) for part in (train, test)]
     else:
-        texts = [text_of(config.task, row, options["text"]) for row in rows]
+        texts = [text_of(row, options["text"]) for row in rows]
+        tokenizer = hub.load_tokenizer(options["model"], texts)
         examples = _blocks(config, tokenizer, texts, options)
     if not all(examples):
         raise ConfigError(f"task.data = {config.task.data!r}: too little text for a length of {options['length']}")

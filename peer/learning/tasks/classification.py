@@ -2,7 +2,8 @@
 
 Data: see `rows`; a row has a text and its label, a string or a whole number (options `text` and `label` name the
 fields). All peers must have the same labels in the same order: option `labels` lists them, comma separated; without it
-they are those of this peer's own rows, sorted, and peers that found others refuse each other.
+they are those of this peer's own rows, in the order of the model's head where it is one of exactly these labels, else
+sorted, numbers as numbers; and peers that found others refuse each other.
 Options: `model` (a folder or hub name), `labels`, `length` (tokens), `dtype`, `text`, `label`, `shared`, and for
 low-rank adapters `lora` (rank), `lora_alpha`, `lora_targets`. The head is drawn from `swarm.seed` where the model has
 none.
@@ -11,6 +12,7 @@ none.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,9 +31,10 @@ OPTIONS: dict[str, Any] = {
     "model": "", "labels": "", "length": 128, "dtype": "float32", "text": "text", "label": "label", "shared": False,
     **hub.LORA,
 }  # fmt: skip
+NUMBER = re.compile("-?[0-9]{1,18}")
 EVAL_ROWS = 32  # texts per forward pass of an evaluation (a guess)
 
-Batch = tuple[Tensor, Tensor, Tensor]
+Batch = hub.Batch
 
 
 class Classification:
@@ -49,7 +52,7 @@ class Classification:
         """The model as Hugging Face has it, or peft's with adapters and a head."""
         o = self._options
         module: Any = hub.load_model(
-            "AutoModelForSequenceClassification", o["model"], o["dtype"], num_labels=len(self._labels)
+            "AutoModelForSequenceClassification", o["model"], o["length"], o["dtype"], num_labels=len(self._labels)
         )
         module.config.id2label = dict(enumerate(self._labels))
         module.config.label2id = {label: i for i, label in enumerate(self._labels)}
@@ -59,7 +62,7 @@ class Classification:
 
     def batch(self, indices_B: Tensor) -> Batch:
         """The texts at these positions, cut to the longest of them."""
-        return _select(self._train, indices_B)
+        return hub.select(self._train, indices_B)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross entropy."""
@@ -72,7 +75,7 @@ class Classification:
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
         """Accuracy, macro F1 and loss on (a fixed sample of) the held-out rows."""
         positions = spread(len(self._test[2]), self._test[2].device)
-        batches = [_select(self._test, indices_B) for indices_B in positions.split(EVAL_ROWS)]
+        batches = [hub.select(self._test, indices_B) for indices_B in positions.split(EVAL_ROWS)]
         logits_NC = torch.cat([_logits(model, batch) for batch in batches])
         labels_N = torch.cat([batch[2] for batch in batches])
         return {
@@ -87,15 +90,19 @@ def make_task(config: config.Config) -> Classification:
     options = read_options(config.task, OPTIONS)
     hub.check(config.task, options)
     rows = read_rows(config.task, options["text"])
-    pairs = [
-        (text_of(config.task, row, options["text"]), _label_of(config.task, row, options["label"])) for row in rows
-    ]
-    labels = hub.names(options["labels"]) or sorted({label for _, label in pairs})
+    pairs = [(text_of(row, options["text"]), _label_of(row, options["label"])) for row in rows]
+    head = _head_of(options["model"])
+    labels = hub.names(options["labels"]) or _ordered({label for _, label in pairs}, head)
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise ConfigError(f"task.options.labels: should be at least two different labels, not {', '.join(labels)}")
     if unknown := {label for _, label in pairs} - set(labels):
         raise ConfigError(f"task.data = {config.task.data!r}: {min(unknown)!r} is not one of {', '.join(labels)}")
-    tokenizer = hub.load_tokenizer(options["model"])
+    if head and len(head) != len(labels):
+        raise ConfigError(
+            f"task.options.model = {options['model']!r}: has a head for {len(head)} labels ({', '.join(head)}), and "
+            f"here are {len(labels)}: {', '.join(labels)}"
+        )
+    tokenizer = hub.load_tokenizer(options["model"], [text for text, _ in pairs])
     parts = split_rows(config, pairs, [labels.index(label) for _, label in pairs], options["shared"])
 
     def tensors(part: Sequence[tuple[str, str]]) -> Batch:
@@ -107,9 +114,24 @@ def make_task(config: config.Config) -> Classification:
     return Classification(options, labels, hub.padding(tokenizer), tensors(parts[0]), tensors(parts[1]))
 
 
-def _label_of(task: config.Task, row: Row, field: str) -> str:
-    value = row.get(field)
-    return str(value) if type(value) is int else text_of(task, row, field)
+def _label_of(row: Row, field: str) -> str:
+    value = row.fields.get(field)
+    return str(value) if type(value) is int else text_of(row, field, "a text or a whole number").strip()
+
+
+def _head_of(model: str) -> list[str]:
+    """The labels of the head that a model already has, in its order; none where it has no head."""
+    found = hub.load_config(model)
+    if not any(name.endswith("ForSequenceClassification") for name in found.architectures or ()):
+        return []
+    return [str(label) for _, label in sorted(found.id2label.items())]
+
+
+def _ordered(labels: set[str], head: Sequence[str]) -> list[str]:
+    """In the order of the head where it is one of exactly these labels, else sorted, numbers as numbers."""
+    if labels == set(head):
+        return list(head)
+    return sorted(labels, key=lambda label: (0, int(label), label) if NUMBER.fullmatch(label) else (1, 0, label))
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -123,9 +145,3 @@ def _macro_f1(found_N: Tensor, labels_N: Tensor, count: int) -> float:
     hits_C = torch.bincount(labels_N[found_N == labels_N], minlength=count)
     all_C = torch.bincount(found_N, minlength=count) + torch.bincount(labels_N, minlength=count)
     return float((2 * hits_C[all_C > 0] / all_C[all_C > 0]).mean())
-
-
-def _select(table: Batch, indices_B: Tensor) -> Batch:
-    tokens_BT, mask_BT, labels_B = (part.index_select(0, indices_B) for part in table)
-    longest = int(mask_BT.sum(1).max())
-    return tokens_BT[:, :longest].long(), mask_BT[:, :longest], labels_B

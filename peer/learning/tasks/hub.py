@@ -22,23 +22,61 @@ from murmurate.peer.errors import ConfigError
 from .options import at_least
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+UNKNOWN_MAX = 0.95  # share of a text that a fitting tokenizer may not know (a guess)
+SAMPLE = 256  # texts that are looked at for it, and characters of each (guesses)
+SAMPLE_CHARS = 4096
 LORA: dict[str, Any] = {"lora": 0, "lora_alpha": 16, "lora_targets": ""}
 """Options for low-rank adapters: rank (0: train everything), alpha, names of the adapted modules, comma separated."""
 
-
-def load_model(kind: str, where: str, dtype: str = "float32", **arguments: Any) -> nn.Module:
-    """`transformers.KIND.from_pretrained(where)`, on the CPU, all parameters of one dtype. Raises ConfigError."""
-    return _pretrained(kind, where, dtype=DTYPES[dtype], **arguments).to(DTYPES[dtype])
+Batch = tuple[Tensor, Tensor, Tensor]
+"""Tokens [B, length], which of them are not padding [B, length], and labels [B]."""
 
 
-def load_tokenizer(where: str) -> Any:
-    """The tokenizer that belongs to a model. Raises ConfigError."""
-    return _pretrained("AutoTokenizer", where)
+def load_model(kind: str, where: str, length: int, dtype: str = "float32", **arguments: Any) -> nn.Module:
+    """`transformers.KIND.from_pretrained(where)`, on the CPU, all parameters of one dtype, for texts of `length`
+    tokens. Raises ConfigError.
+
+    Buffers stay as transformers makes them: the angles of rotary positions would be far off in 16 bits.
+    """
+    module: Any = _pretrained(kind, where, dtype=DTYPES[dtype], **arguments)
+    for value in module.parameters():
+        if value.is_floating_point():
+            value.data = value.data.to(DTYPES[dtype])
+    positions = _positions(module)
+    if positions and length > positions:
+        raise ConfigError(f"task.options.length = {length}: {where} has positions for at most {positions} tokens")
+    return module
+
+
+def load_config(where: str) -> Any:
+    """What a model's config.json says. Raises ConfigError."""
+    return _pretrained("AutoConfig", where)
+
+
+def load_tokenizer(where: str, texts: Sequence[str]) -> Any:
+    """The tokenizer that belongs to a model. Raises ConfigError for one that knows hardly anything of these texts:
+    where its files are missing, transformers makes one without a vocabulary.
+    """
+    tokenizer = _pretrained("AutoTokenizer", where)
+    sample = [text[:SAMPLE_CHARS] for text in texts[:: -(-len(texts) // SAMPLE) or 1] if text.strip()]
+    if sample:
+        tokens = [token for row in tokenizer(sample, add_special_tokens=False)["input_ids"] for token in row]
+        unknown = sum(token == tokenizer.unk_token_id for token in tokens)
+        if unknown > UNKNOWN_MAX * len(tokens) or not tokens:
+            raise ConfigError(
+                f"{where}: its tokenizer knows hardly anything of the texts ({unknown} of {len(tokens)} tokens are "
+                "unknown); are the tokenizer's files, such as tokenizer.json, in the model's folder?"
+            )
+    return tokenizer
 
 
 def tokenise(tokenizer: Any, texts: Sequence[str], length: int) -> tuple[Tensor, Tensor]:
-    """Tokens [N, length], int32, cut or padded on the right, and what is not padding, bool."""
+    """Tokens [N, length], int32, cut or padded on the right, and what is not padding, bool. Raises ConfigError for a
+    text without any.
+    """
     rows = tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
+    if not all(rows):
+        raise ConfigError(f"the tokenizer makes no token of the text {texts[rows.index([])][:60]!r}; leave it out")
     tokens_NT = torch.full((len(rows), length), padding(tokenizer), dtype=torch.int32)
     mask_NT = torch.zeros(len(rows), length, dtype=torch.bool)
     for i, row in enumerate(rows):
@@ -86,6 +124,13 @@ def check(task: config.Task, options: Mapping[str, Any]) -> None:
     at_least(task, "lora_alpha", options["lora_alpha"], 1)
 
 
+def select(table: Batch, indices_B: Tensor) -> Batch:
+    """The rows at these positions, cut to the longest of them."""
+    tokens_BT, mask_BT, labels_B = (part.index_select(0, indices_B) for part in table)
+    longest = int(mask_BT.sum(1).max())
+    return tokens_BT[:, :longest].long(), mask_BT[:, :longest], labels_B
+
+
 def names(text: str) -> list[str]:
     """The parts of a comma separated list."""
     return [part.strip() for part in text.split(",") if part.strip()]
@@ -104,15 +149,26 @@ def _pretrained(kind: str, where: str, **arguments: Any) -> Any:
     folder = Path(where).expanduser()
     try:
         return getattr(transformers, kind).from_pretrained(folder if folder.is_dir() else where, **arguments)
-    except (OSError, ValueError) as error:
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        if folder.is_dir():
+    except MemoryError:
+        raise
+    except Exception as error:  # files of somebody else's may fail in any way they like
+        first_line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        if folder.is_dir() or not isinstance(error, (OSError, ValueError)):
             raise ConfigError(f"{where}: cannot be used as a {kind} of Hugging Face: {first_line}") from None
         raise ConfigError(
             f"{where!r} is not a folder, and could not be had from the Hugging Face hub: {first_line}\n"
             f"Without a network: `hf download {where} --local-dir FOLDER` on a machine that has one, copy the folder "
             "here, and name it instead"
         ) from None
+
+
+def _positions(module: Any) -> int:
+    """The longest text that a model was made for; 0: it does not say."""
+    found = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding) and "position" in name and part.padding_idx is not None:
+            found = part.num_embeddings - part.padding_idx - 1  # RoBERTa counts positions from behind its padding's
+    return found if isinstance(found, int) and found > 0 else 0
 
 
 def _library(name: str) -> Any:

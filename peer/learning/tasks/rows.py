@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -23,11 +23,19 @@ from murmurate.peer.learning.randomness import derive
 
 from .partition import shard
 
-Row = Mapping[str, Any]
 T = TypeVar("T")
 
 HELD_OUT = 10  # one row in so many
+ENCODING = "utf-8-sig"  # some editors begin a file with a byte order mark
 EVAL_ROWS_MAX = 512  # a standard error of 2 points of accuracy (a guess)
+
+
+class Row(NamedTuple):
+    """An object with named fields."""
+
+    where: str
+    """The file, and its line."""
+    fields: Mapping[str, Any]
 
 
 def read_rows(task: config.Task, text_field: str) -> list[Row]:
@@ -38,6 +46,8 @@ def read_rows(task: config.Task, text_field: str) -> list[Row]:
     if not task.data:
         raise ConfigError(f"task.data: {task.name} needs this peer's data: a .jsonl or .txt file, or a folder of them")
     where = Path(task.data)
+    if not where.exists():
+        raise ConfigError(f"task.data = {task.data!r}: there is no such file or folder")
     paths = sorted(path for path in where.rglob("*") if path.is_file()) if where.is_dir() else [where]
     rows: list[Row] = []
     try:
@@ -45,7 +55,7 @@ def read_rows(task: config.Task, text_field: str) -> list[Row]:
             if path.suffix == ".jsonl":
                 rows += _objects(path)
             elif path.suffix == ".txt":
-                rows.append({text_field: path.read_text(encoding="utf-8")})
+                rows.append(Row(str(path), {text_field: path.read_text(encoding=ENCODING)}))
     except OSError as error:
         raise ConfigError(f"task.data = {task.data!r}: {error}") from None
     except UnicodeDecodeError as error:
@@ -55,13 +65,18 @@ def read_rows(task: config.Task, text_field: str) -> list[Row]:
     return rows
 
 
-def text_of(task: config.Task, row: Row, field: str) -> str:
+def text_of(row: Row, field: str, right: str = "a text") -> str:
     """A field of a row that should be text. Raises ConfigError."""
-    value = row.get(field)
+    if field not in row.fields:
+        raise ConfigError(f"{row.where}: has no field {field!r}, but {', '.join(row.fields) or 'nothing'}")
+    value = row.fields[field]
     if not isinstance(value, str):
-        raise ConfigError(
-            f"task.data = {task.data!r}: a row has no text in {field!r}, but {', '.join(row) or 'nothing'}"
-        )
+        found = "more than that" if isinstance(value, (dict, list)) else json.dumps(value)
+        raise ConfigError(f"{row.where}: {field!r} should be {right}, not {found}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{row.where}: {field!r} is no text: {error}") from None
     return value
 
 
@@ -88,16 +103,16 @@ def spread(count: int, device: torch.device) -> Tensor:
 
 
 def _objects(path: Path) -> Iterator[Row]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(path.read_text(encoding=ENCODING).split("\n"), start=1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{path}:{number}: not JSON: {error}") from None
         if not isinstance(row, dict):
             raise ConfigError(f'{path}:{number}: should be an object with named fields, as {{"text": ...}}')
-        yield cast("Row", row)
+        yield Row(f"{path}:{number}", cast("Mapping[str, Any]", row))
 
 
 def _hash(row: object) -> int:
