@@ -11,6 +11,8 @@ from typing import Any
 
 import shtab
 
+PARAMETERS = {"replay": 10**8, "mixing": 10**7}  # of the benchmarks that take a model of any size
+
 Commands = Mapping[str, Callable[[argparse.Namespace], None]]
 
 
@@ -137,6 +139,7 @@ def _add_bench(subs: Any, commands: Commands) -> None:
         "rounds": "seconds per round of 8 daemons on a ring",
         "join": "how soon a late daemon is as good as the swarm",
         "replay": "records into weights, beside MeZO's way and one pass over the weights",
+        "mixing": "models into one, beside torch's obvious forms and one reading of them",
         "memory": "peak memory of a step of seeds, beside that of inference",
         "traffic": "bytes and time to equal accuracy, gossiped models beside records: minutes a repetition",
         "directions": "learning by kind of direction and of scalar: minutes a repetition",
@@ -146,9 +149,9 @@ def _add_bench(subs: Any, commands: Commands) -> None:
         parser.set_defaults(command=commands["bench"])
         parser.add_argument("--json", action="store_true", help="machine-readable")
         parser.add_argument("--repeats", type=_positive, default=5, help="repetitions (default: %(default)s)")
-        if name == "replay":
+        if name in PARAMETERS:
             parser.add_argument(
-                "--parameters", type=_positive, default=10**8, help="of the model (default: %(default)s)"
+                "--parameters", type=_positive, default=PARAMETERS[name], help="of the model (default: %(default)s)"
             )
 
 

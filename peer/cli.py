@@ -265,7 +265,7 @@ def _bench(arguments: argparse.Namespace) -> None:
 
     with view.progress(ERR) as progress:
         task = progress.add_task(f"bench {arguments.bench}", total=arguments.repeats)
-        options = {"parameters": arguments.parameters} if arguments.bench == "replay" else {}
+        options = {"parameters": arguments.parameters} if "parameters" in arguments else {}
         result = BENCHES[arguments.bench](arguments.repeats, lambda: progress.advance(task), **options)
     _show(arguments, result, lambda: view.figures_table(f"bench {arguments.bench}", result))
 

@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Read by numba when it is first imported. It keeps machine code by the date of the file with the loops alone, and would
 # run old code after a change of the vector instructions or constants that they are made of.
-SOURCES = b"".join(path.read_bytes() for path in sorted((ROOT / "kernels" / "noise").glob("*.py")))
+SOURCES = b"".join(path.read_bytes() for path in sorted((ROOT / "kernels").rglob("*.py")))
 KEPT = Path(tempfile.gettempdir()) / f"murmurate-numba-{hashlib.sha256(SOURCES).hexdigest()}"
 os.environ.setdefault("NUMBA_CACHE_DIR", str(KEPT))
 

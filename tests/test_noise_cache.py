@@ -10,6 +10,7 @@ import numba
 import pytest
 from numba.core import config
 
+from murmurate.kernels.compiled import Kept
 from murmurate.kernels.noise import loops
 
 # No file may grow beyond 0 bytes, as on a full disk: writing raises OSError.
@@ -46,7 +47,7 @@ def test_an_index_without_its_code_is_forgotten(tmp_path: Path, monkeypatch: pyt
     compiled: Any = numba.njit(function.py_func)
     compiled(5)
     (made,) = compiled.overloads.values()
-    kept: Any = loops.Kept(function.py_func)
+    kept: Any = Kept(function.py_func)
     kept.save_overload(made.signature, made)
     assert [path.suffix for path in sorted(tmp_path.rglob("*.nb?"))] == [".nbc", ".nbi"]
 
@@ -61,7 +62,7 @@ def test_an_index_without_its_code_is_forgotten(tmp_path: Path, monkeypatch: pyt
 def test_code_that_cannot_be_read_is_compiled_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
     function: Any = loops.place_of
-    kept: Any = loops.Kept(function.py_func)
+    kept: Any = Kept(function.py_func)
     index = Path(kept.cache_path) / f"{kept._impl.filename_base}.nbi"
     index.mkdir()
     compiled: Any = numba.njit(function.py_func)

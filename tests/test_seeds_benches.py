@@ -83,7 +83,7 @@ def test_liars_lie_only_where_there_are_some(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(bench_liars, "PROBES", 2)
     monkeypatch.setattr(bench_liars, "together", watched)
-    rows = list(measure_liars(0, (Case("mean", 0, 10), Case("mean", 2, 10), Case("nna", 2, 10))))
+    rows = list(measure_liars(0, (Case("mean", 0, rounds=10), Case("mean", 2, rounds=10), Case("nna", 2, rounds=10))))
     assert [len(row["curve"]) for row in rows] == [10, 10, 10]
     honest, lied_to, byzantine = losses
     assert lied_to > 10

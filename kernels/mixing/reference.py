@@ -68,8 +68,8 @@ def ranks(
 ) -> Tensor:
     """Per parameter, the mean of the values at places first, ..., last - 1 in ascending order [D].
 
-    Of N values, or of the M that `matrix_MN` makes of them before (its columns: ours, then the rows). NaN with its sign
-    bit set comes before everything else, any other behind everything else.
+    Of N values, or of the M that `matrix_MN` makes of them before (its columns: ours, then the rows; what it has 0 of
+    is not read). NaN with its sign bit set comes before everything else, any other behind everything else.
     """
     return _sorted(mine_D, theirs_KD, matrix_MN)[first:last].mean(0)
 
@@ -99,7 +99,8 @@ def around(
 def _sorted(mine_D: Tensor, theirs_KD: Tensor, matrix_MN: NDArray[np.float64] | None) -> Tensor:
     values_ND = torch.cat([mine_D[None], theirs_KD])
     if matrix_MN is not None:
-        values_ND = torch.from_numpy(matrix_MN).to(values_ND) @ values_ND
+        shares_MN = torch.from_numpy(matrix_MN).to(values_ND)
+        values_ND = torch.stack([shares_N[shares_N != 0] @ values_ND[shares_N != 0] for shares_N in shares_MN])
     bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[values_ND.element_size()]
     keys_ND = values_ND.view(bits)
     largest = torch.iinfo(bits).max

@@ -1,16 +1,13 @@
 """Directions on CPU tensors: the compiled `loops` on runs of blocks, spread over as many threads as torch has.
 
-The threads are ours: numba's own pool is not safe to enter from two threads at once, and a daemon trains, evaluates
-and folds records from several. No run shares an output with another and every sum has a fixed order, so the result does
-not depend on how many there are. Arguments are checked in `__init__`.
+No run shares an output with another and every sum has a fixed order, so the result does not depend on how many there
+are. Arguments are checked in `__init__`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,14 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from murmurate.kernels.threads import RUNS_PER_THREAD, Run, spread
+
 from . import loops
 from .directions import BLOCK, GROUP, Direction, Directions
 
-RUNS_PER_THREAD = 4  # so that a thread that is held up leaves its work to the others; a guess
 PIECE = 64 * BLOCK  # of a narrow float vector in float32 at a time: 8 MiB
 PARTIALS = 2**20  # float64 in the groups' partial sums of `project`: 8 MiB
-
-Run = Callable[[int, int], None]
 
 
 def accumulate(
@@ -125,29 +121,10 @@ def _spread(run: Run, first_block: int, size: int) -> None:
     blocks = -(-size // BLOCK)
     if not blocks:
         return
-    threads = torch.get_num_threads()
     first, last = first_block, first_block + blocks
-    length = GROUP * max(1, round(blocks / (GROUP * RUNS_PER_THREAD * threads)))
+    length = GROUP * max(1, round(blocks / (GROUP * RUNS_PER_THREAD * torch.get_num_threads())))
     edges = [first, *range((first // GROUP + 1) * GROUP, last, length), last]
-    runs = deque(itertools.pairwise(edges))
-    helpers = min(threads, len(runs)) - 1
-
-    def work() -> None:
-        while True:
-            try:
-                begin, end = runs.popleft()
-            except IndexError:
-                return
-            run(begin, end)
-
-    if not helpers:
-        work()
-        return
-    with ThreadPoolExecutor(helpers) as pool:
-        others = [pool.submit(work) for _ in range(helpers)]
-        work()
-        for other in others:
-            other.result()
+    spread(run, itertools.pairwise(edges))
 
 
 def _effective(

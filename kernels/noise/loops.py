@@ -10,15 +10,12 @@ All take blocks `begin` to `end` of the whole model, of which `first_block` is t
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
-from numba.core.caching import FunctionCache
 from numpy.typing import NDArray
+
+from murmurate.kernels.compiled import jit
 
 from .directions import BLOCK, BLOCK_LOG2, DOMAIN_ROWS, DOMAIN_SIGNS, GROUP, PHILOX_M, PHILOX_ROUNDS, PHILOX_W
 from .reference import walsh
@@ -44,34 +41,6 @@ HALF = np.uint64(32)
 ROWS = np.concatenate([walsh(lane)[:ROW] for lane in range(ROW)]).astype(np.int16)
 ROW_BITS = np.array([sum(1 << i for i in range(ROW) if walsh(lane)[i] < 0) for lane in range(ROW)], dtype=np.uint32)
 ODD = walsh(ROW - 1)[:ROW] < 0  # of numbers below 32: whether the number of set bits is odd
-
-
-class Kept(FunctionCache):
-    """numba's machine code on disk. Where that fails, as on a full disk, the next process compiles again."""
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """What is kept for these types, or None."""
-        try:
-            return super().load_overload(sig, target_context)
-        except OSError:
-            return None
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep it, if possible."""
-        try:
-            super().save_overload(sig, data)
-        except OSError:
-            # numba writes the index first: without the code beside it, it may name code of an earlier version.
-            with contextlib.suppress(OSError):
-                Path(self.cache_path, f"{self._impl.filename_base}.nbi").unlink()
-
-
-def jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile on first call, without the interpreter's lock; keep the machine code on disk where there is a place."""
-    compiled: Any = njit(nogil=True)(function)
-    with contextlib.suppress(RuntimeError):  # neither the package's folder nor the user's cache can be written
-        compiled._cache = Kept(function)  # njit(cache=True) sets it to one that an OSError stops
-    return compiled
 
 
 # Random bits -----------------------------------------------------------------------------------------

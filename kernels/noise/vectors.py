@@ -9,50 +9,21 @@ numba keeps machine code by the date of the file with the loops: who changes som
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic as untyped_intrinsic
 
-BYTE = 8
+from murmurate.kernels.vectors import BYTE, I64, Generate, Vectors, intrinsic, lane_numbers, multiples
+
 ROW = 32  # of lanes in a row, and of vectors in a network: as many as AVX-512 has registers
 
-Generate = Callable[[Any, Any, Any, Any], Any]
-I64 = ir.IntType(64)
 
-
-def intrinsic(function: Callable[..., Any]) -> Callable[..., None]:
-    """numba's decorator, for functions that return nothing."""
-    decorated: Callable[..., None] = untyped_intrinsic(function)
-    return decorated
-
-
-class _Vectors:
-    """An array argument, read and written a vector at a time."""
+class _Vectors(Vectors):
+    """With at least 8 lanes, and transforms."""
 
     def __init__(self, context: Any, builder: Any, kind: Any, value: Any, lanes: int = 0) -> None:
-        self.builder = builder
-        self.data = context.make_array(kind)(context, builder, value).data
-        self.lanes = lanes or max(BYTE, 256 // kind.dtype.bitwidth)
-        self.type = ir.VectorType(context.get_value_type(kind.dtype), self.lanes)
-        self.align = kind.dtype.bitwidth // 8
-        self.is_float = isinstance(kind.dtype, types.Float)
-
-    def _at(self, index: Any) -> Any:
-        return self.builder.bitcast(self.builder.gep(self.data, [index]), self.type.as_pointer())
-
-    def load(self, index: Any) -> Any:
-        return self.builder.load(self._at(index), align=self.align)
-
-    def store(self, vector: Any, index: Any) -> None:
-        self.builder.store(vector, self._at(index), align=self.align)
-
-    def splat(self, scalar: Any) -> Any:
-        none = ir.Constant(self.type, ir.Undefined)
-        first = self.builder.insert_element(none, scalar, ir.Constant(ir.IntType(32), 0))
-        return self.builder.shuffle_vector(first, none, _lanes([0] * self.lanes))
+        super().__init__(context, builder, kind, value, lanes or max(BYTE, 256 // kind.dtype.bitwidth))
 
     def negated_where(self, mask: Any, vector: Any) -> Any:
         """-vector in the lanes whose bit is set."""
@@ -80,18 +51,14 @@ class _Vectors:
         """Walsh-Hadamard across the lanes of one vector, ascending levels."""
         h = 1
         while h < self.lanes:
-            other = self.builder.shuffle_vector(vector, vector, _lanes([lane ^ h for lane in range(self.lanes)]))
+            other = self.builder.shuffle_vector(vector, vector, lane_numbers([lane ^ h for lane in range(self.lanes)]))
             # In a lower lane the other is b, in an upper one it is a, and what is wanted there is a - b.
             total, _ = self.sum_and_difference(vector, other)
             _, difference = self.sum_and_difference(other, vector)
             chosen = [lane + self.lanes if lane & h else lane for lane in range(self.lanes)]
-            vector = self.builder.shuffle_vector(total, difference, _lanes(chosen))
+            vector = self.builder.shuffle_vector(total, difference, lane_numbers(chosen))
             h *= 2
         return vector
-
-
-def _lanes(numbers: list[int]) -> Any:
-    return ir.Constant(ir.VectorType(ir.IntType(32), len(numbers)), numbers)
 
 
 def _masks(vectors: _Vectors, context: Any, kind: Any, value: Any, start: Any, step: int, count: int) -> list[Any]:
@@ -99,16 +66,9 @@ def _masks(vectors: _Vectors, context: Any, kind: Any, value: Any, start: Any, s
     builder = vectors.builder
     data = context.make_array(kind)(context, builder, value).data
     bits, flags = ir.IntType(vectors.lanes), ir.VectorType(ir.IntType(1), vectors.lanes)
-    places = _multiples(builder, start, ir.Constant(I64, step), count)
+    places = multiples(builder, start, ir.Constant(I64, step), count)
     pointers = [builder.bitcast(builder.gep(data, [place]), bits.as_pointer()) for place in places]
     return [builder.bitcast(builder.load(pointer, align=1), flags) for pointer in pointers]
-
-
-def _multiples(builder: Any, start: Any, stride: Any, count: int) -> list[Any]:
-    places = [start]
-    while len(places) < count:
-        places.append(builder.add(places[-1], stride))
-    return places
 
 
 @intrinsic
@@ -118,7 +78,7 @@ def transform_rows(_typing: Any, array: Any, start: Any, stride: Any) -> tuple[A
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         vectors = _Vectors(context, builder, signature.args[0], arguments[0])
-        places = _multiples(builder, arguments[1], arguments[2], ROW)
+        places = multiples(builder, arguments[1], arguments[2], ROW)
         values = [vectors.load(place) for place in places]
         vectors.transform(values)
         for value, place in zip(values, places, strict=True):
@@ -135,7 +95,7 @@ def transform_signed_rows(_typing: Any, array: Any, start: Any, masks: Any, firs
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         vectors = _Vectors(context, builder, signature.args[0], arguments[0])
-        places = _multiples(builder, arguments[1], ir.Constant(I64, ROW), ROW)
+        places = multiples(builder, arguments[1], ir.Constant(I64, ROW), ROW)
         values = [vectors.load(place) for place in places]
         vectors.transform(values)
         flips = _masks(vectors, context, signature.args[2], arguments[2], arguments[3], ROW // BYTE, ROW)
@@ -155,12 +115,12 @@ def transform_lanes(_typing: Any, into: Any, at: Any, source: Any, start: Any, m
         target = _Vectors(context, builder, signature.args[0], arguments[0])
         read = _Vectors(context, builder, signature.args[2], arguments[2])
         eight = ir.Constant(I64, BYTE)
-        sources = _multiples(builder, arguments[3], eight, ROW // BYTE)
+        sources = multiples(builder, arguments[3], eight, ROW // BYTE)
         flips = _masks(read, context, signature.args[4], arguments[4], arguments[5], 1, ROW // BYTE)
         signed = [read.negated_where(f, read.load(place)) for f, place in zip(flips, sources, strict=True)]
         values = [read.transform_lanes(vector) for vector in signed]
         read.transform(values)
-        for value, place in zip(values, _multiples(builder, arguments[1], eight, ROW // BYTE), strict=True):
+        for value, place in zip(values, multiples(builder, arguments[1], eight, ROW // BYTE), strict=True):
             target.store(value, place)
         return context.get_dummy_value()
 
@@ -177,8 +137,8 @@ def add_row(_typing: Any, array: Any, start: Any, rows: Any, row: Any, factor: A
         table = _Vectors(context, builder, signature.args[2], arguments[2], vectors.lanes)
         factors = vectors.splat(arguments[4])
         lanes = ir.Constant(I64, vectors.lanes)
-        places = _multiples(builder, arguments[1], lanes, ROW // vectors.lanes)
-        entries = _multiples(builder, arguments[3], lanes, ROW // vectors.lanes)
+        places = multiples(builder, arguments[1], lanes, ROW // vectors.lanes)
+        entries = multiples(builder, arguments[3], lanes, ROW // vectors.lanes)
         for place, entry in zip(places, entries, strict=True):
             ones = table.load(entry)
             wide = ones if ones.type == vectors.type else builder.sext(ones, vectors.type)
@@ -196,7 +156,7 @@ def spread(_typing: Any, array: Any, start: Any, value: Any, masks: Any, first: 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         vectors = _Vectors(context, builder, signature.args[0], arguments[0])
         values = vectors.splat(arguments[2])
-        places = _multiples(builder, arguments[1], ir.Constant(I64, BYTE), ROW // BYTE)
+        places = multiples(builder, arguments[1], ir.Constant(I64, BYTE), ROW // BYTE)
         flips = _masks(vectors, context, signature.args[3], arguments[3], arguments[4], 1, ROW // BYTE)
         for flip, place in zip(flips, places, strict=True):
             vectors.store(vectors.negated_where(flip, values), place)

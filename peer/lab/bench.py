@@ -24,6 +24,8 @@ from .bench_directions import COURSES, measure_directions
 from .bench_liars import measure_liars
 from .bench_link import measure_link
 from .bench_memory import measure_memory
+from .bench_mixing import PARAMETERS as MIXED_PARAMETERS
+from .bench_mixing import measure_mixing
 from .bench_replay import PARAMETERS, measure_replay
 from .bench_traffic import RACES, measure_traffic
 from .cohort import Cohort, loopback_configs
@@ -191,6 +193,12 @@ def bench_replay(repeats: int, step: Step, parameters: int = PARAMETERS) -> dict
     return report(repeats, figures, rows=rows, **fixed)
 
 
+def bench_mixing(repeats: int, step: Step, parameters: int = MIXED_PARAMETERS) -> dict[str, Any]:
+    """Models into one beside torch's obvious forms, byzfl's, and one reading: a row per rule and neighbours."""
+    rows, figures, fixed = measure_mixing(repeats, step, parameters)
+    return report(repeats, figures, rows=rows, **fixed)
+
+
 def bench_memory(repeats: int, step: Step) -> dict[str, Any]:
     """Peak memory of a step of the seeds exchange beside that of inference, on a 22.7M-parameter encoder."""
     found: dict[str, list[float]] = {}
@@ -243,6 +251,7 @@ BENCHES: dict[str, Callable[..., dict[str, Any]]] = {
     "rounds": bench_rounds,
     "join": bench_join,
     "replay": bench_replay,
+    "mixing": bench_mixing,
     "memory": bench_memory,
     "traffic": bench_traffic,
     "directions": bench_directions,

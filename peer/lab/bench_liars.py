@@ -16,7 +16,7 @@ from .together import together
 PEERS = 8
 ROUNDS = 1000
 PROBES = 64
-LR = 0.14  # (measured: 0.1 is slower, 0.2 diverges)
+LR = 0.14  # (measured: 0.1 is slower; with the mean 0.2 diverges)
 LOOKS = 10
 
 
@@ -25,14 +25,15 @@ class Case(NamedTuple):
 
     rule: str
     liars: int
+    lr: float = LR
     rounds: int = ROUNDS
 
 
 CASES = (
     Case("mean", 0),
     Case("nna", 2),
-    Case("median", 2),
-    Case("sum", 2, ROUNDS // 5),  # lost long before
+    Case("median", 2, 0.2),  # (measured: 0.14 ends 1 to 3 points lower) its steps are shorter: liars shift each median
+    Case("sum", 2, LR / PEERS, ROUNDS // 5),  # the sum is as long as the mean of the others; lost long before its end
 )
 
 
@@ -48,8 +49,7 @@ def _configs(case: Case, seed: int) -> list[Config]:
     table: dict[str, Any] = {
         "swarm": {"seed": seed},
         "task": {"name": "digits"},
-        # As many examples as a peer has; the sum of all steps is as long as the mean of the others.
-        "local": {"steps": 1, "batch_size": 180, "lr": LR / PEERS if case.rule == "sum" else LR},
+        "local": {"steps": 1, "batch_size": 180, "lr": case.lr},  # as many examples as a peer has
         "exchange": {"name": "seeds"},
         "seeds": {"directions": "shared", "probes": PROBES, "rule": case.rule, "schedule": "cosine"},
         "mixing": {"f": 2 if case.rule in ("nna", "median") else 0},

@@ -1,0 +1,158 @@
+"""What mixing is measured against: the obvious torch form of each rule, those of byzfl, and one reading of all rows."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import itertools
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from murmurate.kernels import mixing
+from murmurate.kernels.compiled import jit
+from murmurate.kernels.threads import spread
+
+Ours = Callable[[Tensor, Tensor, int], object]
+Plain = Callable[[Tensor, int], object]
+
+SUMS = 1024  # of a reading: in the first cache, and no sum waits for another
+APART = 0.01  # of models that train on the same task, relative to their parameters; a guess
+
+
+def models(rows: int, size: int) -> tuple[Tensor, Tensor]:
+    """Ours and theirs, a hundredth apart."""
+    draw = torch.Generator().manual_seed(0)
+    mine_D = torch.randn(size, generator=draw)
+    theirs_KD = torch.empty(rows, size)
+    for theirs_D in theirs_KD:
+        torch.randn(size, generator=draw, out=theirs_D).mul_(APART).add_(mine_D)
+    return mine_D, theirs_KD
+
+
+def together(mine_D: Tensor, theirs_KD: Tensor, size: int) -> Tensor:
+    """The first `size` parameters of all vectors, ours first, in one tensor: what the plain forms begin with."""
+    return torch.cat([mine_D[None, :size], theirs_KD[:, :size]])
+
+
+def read(theirs_KD: Tensor) -> None:
+    """Read all rows once, one after the other, on all of torch's threads: what no rule can beat.
+
+    Not torch's sum: where other processes want the cores too, its threads wait for each other.
+    """
+    flat, runs = theirs_KD.view(-1).numpy(), 4 * torch.get_num_threads()
+    edges = [theirs_KD.numel() * run // runs for run in range(runs + 1)]
+    spread(lambda begin, end: add_up(flat, begin, end, np.zeros(SUMS, np.float32)), itertools.pairwise(edges))
+
+
+@jit
+def add_up(flat: NDArray[np.float32], begin: int, end: int, sums: NDArray[np.float32]) -> None:
+    """As many sums as are given, of what lies that far apart."""
+    for first in range(begin, end - len(sums) + 1, len(sums)):
+        part = flat[first : first + len(sums)]
+        for p in range(len(sums)):
+            sums[p] += part[p]
+
+
+def _nearest_mixing(gram_KK: NDArray[np.float64], f: int) -> NDArray[np.float64]:
+    """The matrix of nearest-neighbour mixing: row i is the mean of the N - f vectors nearest to i."""
+    padded_NN = np.pad(gram_KK, ((1, 0), (1, 0)))  # the difference of ours to itself is 0
+    norms_N = padded_NN.diagonal()
+    squares_NN = norms_N[:, None] + norms_N - 2 * padded_NN
+    keep = len(squares_NN) - f
+    nearest = np.argsort(squares_NN, axis=1, kind="stable")[:, :keep]
+    matrix_NN = np.zeros_like(squares_NN)
+    np.put_along_axis(matrix_NN, nearest, 1 / keep, axis=1)
+    return matrix_NN
+
+
+def _nnm_trimmed(mine_D: Tensor, theirs_KD: Tensor, f: int) -> Tensor:
+    matrix_NN = _nearest_mixing(mixing.gram(mine_D, theirs_KD), f)
+    return mixing.ranks(mine_D, theirs_KD, f, len(matrix_NN) - f, matrix_NN)
+
+
+def _uniform(theirs_KD: Tensor) -> Tensor:
+    return torch.full((len(theirs_KD),), 1 / (len(theirs_KD) + 1))
+
+
+def _middle(theirs_KD: Tensor) -> tuple[int, int]:
+    count = len(theirs_KD) + 1
+    return (count - 1) // 2, count // 2 + 1
+
+
+OURS: dict[str, Ours] = {
+    "mean": lambda mine, theirs, _: mixing.mean(mine, theirs, _uniform(theirs)),
+    "nna": lambda mine, theirs, f: mixing.nna(mine, theirs, _uniform(theirs), f),
+    "gram": lambda mine, theirs, _: mixing.gram(mine, theirs),
+    "trimmed_mean": lambda mine, theirs, f: mixing.ranks(mine, theirs, f, len(theirs) + 1 - f),
+    "median": lambda mine, theirs, _: mixing.ranks(mine, theirs, *_middle(theirs)),
+    "meamed": lambda mine, theirs, f: mixing.around(mine, theirs, *_middle(theirs), len(theirs) + 1 - f),
+    "nnm_trimmed_mean": _nnm_trimmed,
+}
+
+
+def _plain_nna(all_ND: Tensor, f: int) -> Tensor:
+    order = (all_ND - all_ND[0]).norm(dim=1).argsort()
+    return all_ND[order[: len(all_ND) - f]].mean(0)
+
+
+def _plain_trimmed(all_ND: Tensor, f: int) -> Tensor:
+    return all_ND.sort(dim=0).values[f : len(all_ND) - f].mean(0)
+
+
+def _plain_meamed(all_ND: Tensor, f: int) -> Tensor:
+    far_ND = (all_ND - all_ND.median(dim=0).values).abs()
+    return all_ND.gather(0, far_ND.argsort(dim=0)[: len(all_ND) - f]).mean(0)
+
+
+def _plain_nnm_trimmed(all_ND: Tensor, f: int) -> Tensor:
+    nearest = torch.cdist(all_ND, all_ND).argsort(dim=1)[:, : len(all_ND) - f]
+    return _plain_trimmed(torch.stack([all_ND[rows].mean(0) for rows in nearest]), f)
+
+
+PLAIN: dict[str, Plain] = {
+    "mean": lambda all_ND, _: all_ND.mean(0),
+    "nna": _plain_nna,
+    "gram": lambda all_ND, _: torch.cdist(all_ND, all_ND),
+    "trimmed_mean": _plain_trimmed,
+    "median": lambda all_ND, _: all_ND.median(dim=0).values,
+    "meamed": _plain_meamed,
+    "nnm_trimmed_mean": _plain_nnm_trimmed,
+}
+
+
+def byzfl() -> dict[str, Plain]:
+    """The rules of byzfl (0.0.11) that are ours too; none where it is not installed.
+
+    Only `byzfl.aggregators` is imported: the package itself asks for torchvision, which no rule needs.
+    """
+    if "byzfl" not in sys.modules and not _without_its_init("byzfl"):
+        return {}
+    rules: Any = importlib.import_module("byzfl.aggregators")
+    return {
+        "mean": lambda all_ND, _: rules.Average()(all_ND),
+        "nna": lambda all_ND, f: rules.MoNNA(f=f)(all_ND),
+        "trimmed_mean": lambda all_ND, f: rules.TrMean(f=f)(all_ND),
+        "median": lambda all_ND, _: rules.Median()(all_ND),
+        "meamed": lambda all_ND, f: rules.Meamed(f=f)(all_ND),
+        "nnm_trimmed_mean": lambda all_ND, f: rules.TrMean(f=f)(rules.NNM(f=f)(all_ND)),
+    }
+
+
+def _without_its_init(name: str) -> bool:
+    """Put a package into sys.modules whose own code has not run, so that parts of it can be imported; if it exists."""
+    spec = importlib.util.find_spec(name)
+    if spec is None or spec.submodule_search_locations is None:
+        return False
+    package = types.ModuleType(name)
+    package.__path__ = list(spec.submodule_search_locations)
+    package.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    sys.modules[name] = package
+    return True

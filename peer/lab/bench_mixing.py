@@ -1,0 +1,98 @@
+"""How fast models become one: `kernels.mixing` beside torch as people write it, byzfl, and one reading of all rows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from murmurate.kernels.mixing import yardsticks
+from murmurate.kernels.noise.yardsticks import kind_and_threads, seconds
+from murmurate.peer.errors import LocalError
+
+COUNTS = (8, 16, 32)
+PARAMETERS = 10_000_000
+# The plain forms take up to a minute at full size, and temporaries of many gigabytes: they are timed on so many
+# parameters, then scaled up. Their time is proportional to them.
+PLAIN_PARAMETERS = 500_000
+
+Times = dict[str, float]
+
+
+def measure_mixing(
+    repeats: int, step: Callable[[], object], parameters: int = PARAMETERS
+) -> tuple[list[dict[str, Any]], dict[str, list[float]], dict[str, Any]]:
+    """(a row per rule and number of neighbours, figures per repetition, what was fixed).
+
+    `step` is called after each repetition. Ratios are taken within a repetition, and a row holds medians. A quarter of
+    the neighbours may lie.
+    """
+    device, threads = kind_and_threads("cpu")
+    others = {"torch": yardsticks.PLAIN, "byzfl": yardsticks.byzfl()}
+    times: dict[int, list[Times]] = {count: [] for count in COUNTS}
+    for count in COUNTS:
+        _warm_up(count, others)
+    for _ in range(repeats):
+        for count in COUNTS:
+            times[count].append(_once(count, parameters, others))
+        step()
+    rows = [_row(rule, count, parameters, device, times[count]) for count in COUNTS for rule in yardsticks.OURS]
+    figures = {f"read_bytes_per_s {k}": [_bytes(k, parameters) / once["read"] for once in times[k]] for k in COUNTS}
+    fixed = {
+        "parameters": parameters,
+        "threads": threads,
+        "plain": f"torch and byzfl timed on {min(parameters, PLAIN_PARAMETERS):,} parameters, scaled",
+        "byzfl": bool(others["byzfl"]),
+    }
+    return rows, figures, fixed
+
+
+def _warm_up(count: int, others: Mapping[str, Mapping[str, yardsticks.Plain]]) -> None:
+    """Compile everything."""
+    mine_D, theirs_KD = yardsticks.models(count, 1000)
+    yardsticks.read(theirs_KD)
+    for rule in yardsticks.OURS.values():
+        rule(mine_D, theirs_KD, count // 4)
+    for rules in others.values():
+        for rule in rules.values():
+            rule(yardsticks.together(mine_D, theirs_KD, 1000), count // 4)
+
+
+def _once(count: int, parameters: int, others: Mapping[str, Mapping[str, yardsticks.Plain]]) -> Times:
+    """Seconds of everything, once; a rule and its rivals one after the other."""
+    try:
+        mine_D, theirs_KD = yardsticks.models(count, parameters)
+        all_ND = yardsticks.together(mine_D, theirs_KD, PLAIN_PARAMETERS)
+    except RuntimeError as error:  # torch's way to say that there is no memory
+        raise LocalError(f"--parameters {parameters}: {str(error).splitlines()[0]}") from None
+    scale, f = parameters / all_ND.shape[1], count // 4
+    times: Times = {}
+    reads: list[float] = []
+    for name, rule in yardsticks.OURS.items():
+        reads.append(seconds(lambda: yardsticks.read(theirs_KD)))
+        times[name] = seconds(lambda rule=rule: rule(mine_D, theirs_KD, f))
+        for other, rules in others.items():
+            if name in rules:
+                times[f"{name} {other}"] = scale * seconds(lambda plain=rules[name]: plain(all_ND, f))
+    # The best, for whatever else was slow about a reading was not memory; and ours is one row more.
+    return {**times, "read": min(reads) * (count + 1) / count}
+
+
+def _bytes(count: int, parameters: int) -> int:
+    return 4 * (count + 1) * parameters
+
+
+def _row(rule: str, count: int, parameters: int, device: str, times: list[Times]) -> dict[str, Any]:
+    row = {
+        "rule": rule,
+        "k": count,
+        "d": parameters,
+        "seconds": statistics.median(once[rule] for once in times),
+        "speedup_over_torch": statistics.median(once[f"{rule} torch"] / once[rule] for once in times),
+        # All rows read once, in the time of the rule: 1 is what no rule can beat.
+        "fraction_of_read_bandwidth": statistics.median(once["read"] / once[rule] for once in times),
+        "device": device,
+    }
+    if f"{rule} byzfl" in times[0]:
+        row["speedup_over_byzfl"] = statistics.median(once[f"{rule} byzfl"] / once[rule] for once in times)
+    return row
