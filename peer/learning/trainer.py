@@ -54,7 +54,9 @@ def prepare(config: Config) -> None:
 
 def make_trainer(config: Config, degree_min: int) -> TorchTrainer:
     """The trainer of the configuration, on a graph where no peer has fewer than `degree_min` neighbours."""
-    return TorchTrainer(config, make_task(config), make_mixer(config.mixing, degree_min))
+    trainer = TorchTrainer(config, make_task(config), make_mixer(config.mixing, degree_min))
+    trainer.warm_up(degree_min)
+    return trainer
 
 
 class TorchTrainer:
@@ -91,6 +93,13 @@ class TorchTrainer:
         self._complete = 0  # the last complete round
         self._round, self._steps, self._loss_sum = 0, 0, 0.0  # the round in training, its steps and their losses
         self._figures: dict[str, float] = {}
+
+    def warm_up(self, degree: int) -> None:
+        """Mix once: compiling a kernel takes seconds, in which no heartbeat would leave."""
+        flat_D = self._model.flat_D
+        if degree:
+            self._theirs_KD = flat_D.new_zeros(degree, len(flat_D))
+            self._mixer(flat_D, self._theirs_KD, flat_D.new_zeros(degree))
 
     # Training -----------------------------------------------------------------------------------------
 
