@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -16,16 +15,13 @@ from murmurate.peer.build import build_manifest, build_topology
 from murmurate.peer.config import Config
 from murmurate.peer.learning.prober import Prober
 from murmurate.peer.protocol.events import Trained
-from murmurate.peer.protocol.feeds import Feeds
-from murmurate.peer.protocol.records import Batch, Origin
+from murmurate.peer.protocol.records import Batch
 from murmurate.peer.runtime.identity import Verifier, open_identity
 from murmurate.peer.runtime.log import Log
-from murmurate.peer.runtime.seeds import Seeds
 
+from .plot import NAP_S, Watched
 from .seeds_peers import Bowl
-from .toy import PATIENCE_S, Life, Toy, make_config
-
-NAP_S = 0.02  # how long a training lasts that is not allowed
+from .toy import PATIENCE_S, make_config
 
 
 class Still(Prober):
@@ -54,48 +50,17 @@ class Still(Prober):
         return super().train(round)
 
 
-class Grower(Life):
+class Grower(Watched):
     """One life of one daemon with such a replica."""
 
     def __init__(self, config: Config, hands_over: bool = True) -> None:
         self.replica = Still(config, hands_over)
-        super().__init__(config, cast(Toy, self.replica))  # it only passes it on
-        handle = self.daemon.core.handle
-
-        def noting(event: Any, now: float) -> Any:
-            effects = handle(event, now)
-            self._news.set()
-            return effects
-
-        self.daemon.core.handle = noting
-
-    @property
-    def seeds(self) -> Seeds:
-        assert self.daemon.seeds is not None
-        return self.daemon.seeds
-
-    @property
-    def feeds(self) -> Feeds:
-        return self.seeds.feeds
-
-    @property
-    def origin(self) -> Origin:
-        return self.seeds.identity.origin
+        super().__init__(config, self.replica)
 
     @property
     def received(self) -> int:
         """Bytes of all frames."""
         return self.daemon.transport.bytes_received
-
-    async def until(self, true: Callable[[], bool]) -> None:
-        """Looks again after every event and every row. Raises what the daemon raised."""
-        async with asyncio.timeout(PATIENCE_S):
-            while not true():
-                if self.task is not None and self.task.done():
-                    await self.task
-                    raise AssertionError(f"it ended: {self.rows}")
-                self._news.clear()
-                await self._news.wait()
 
     async def weights(self) -> bytes:
         """Their digest after all that was folded so far."""

@@ -142,26 +142,23 @@ def weights(origin: Origin, batches: list[Batch]) -> list[int]:
     ]
 
 
-class Sower(Life):
-    """One life of one daemon of the seeds exchange."""
+class Watched(Life):
+    """One life of one daemon of the seeds exchange, looked at after every event."""
 
-    def __init__(self, config: Config, allowed: int = 0) -> None:
-        self.replica = Counting(config.name, allowed)
-        super().__init__(config, cast(Toy, self.replica))  # it only passes it on
+    def __init__(self, config: Config, replica: Any) -> None:
+        super().__init__(config, cast(Toy, replica))  # it only passes it on
         handle = self.daemon.core.handle
-        self.heard: list[Batch] = []
 
         def noting(event: Event, now: float) -> Any:
-            match event:
-                case Received(Envelope(_, _, Rumor(batches))):
-                    self.heard += batches
-                case _:
-                    pass
+            self.note(event)
             effects = handle(event, now)
             self._news.set()
             return effects
 
         self.daemon.core.handle = noting
+
+    def note(self, event: Event) -> None:
+        """It is about to be handled."""
 
     @property
     def seeds(self) -> Seeds:
@@ -185,6 +182,22 @@ class Sower(Life):
                     raise AssertionError(f"it ended: {self.rows}")
                 self._news.clear()
                 await self._news.wait()
+
+
+class Sower(Watched):
+    """With a replica that counts."""
+
+    def __init__(self, config: Config, allowed: int = 0) -> None:
+        self.replica = Counting(config.name, allowed)
+        self.heard: list[Batch] = []
+        super().__init__(config, self.replica)
+
+    def note(self, event: Event) -> None:
+        match event:
+            case Received(Envelope(_, _, Rumor(batches))):
+                self.heard += batches
+            case _:
+                pass
 
     async def holds(self, records: int) -> None:
         """Until its weights contain exactly so many records."""

@@ -407,11 +407,11 @@ def test_arguments_that_cannot_be_meant_are_refused(wrong: str) -> None:
 # Yardsticks --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", yardsticks.OURS)
+@pytest.mark.parametrize("rule", bench_mixing.OURS)
 def test_the_obvious_form_says_the_same(rule: str) -> None:
     """With 16 neighbours, where torch still takes differences for distances."""
     mine_D, theirs_KD = yardsticks.models(16, 500)
-    ours: Any = yardsticks.OURS[rule](mine_D, theirs_KD, 4)
+    ours: Any = bench_mixing.OURS[rule](mine_D, theirs_KD, 4)
     plain: Any = yardsticks.PLAIN[rule](yardsticks.together(mine_D, theirs_KD, 500), 4)
     if rule == "gram":
         ours, plain = torch.from_numpy(ours.diagonal().copy()).sqrt().float(), plain[0, 1:]
@@ -434,7 +434,7 @@ def test_the_benchmark_has_a_row_for_each_rule(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(yardsticks, "byzfl", lambda: {"median": yardsticks.PLAIN["median"]})
     steps = Mock()
     rows, figures, fixed = bench_mixing.measure_mixing(2, steps, parameters=300)
-    assert [row["rule"] for row in rows] == list(yardsticks.OURS)
+    assert [row["rule"] for row in rows] == list(bench_mixing.OURS)
     assert {row["rule"] for row in rows if "speedup_over_byzfl" in row} == {"median"}
     for row in rows:
         assert (row["k"], row["d"], row["device"]) == (4, 300, "cpu")

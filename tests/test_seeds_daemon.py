@@ -316,40 +316,47 @@ def test_a_torn_log_is_mended_and_a_damaged_one_named(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+class Disk:
+    """That of b, which may be full."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_full = False
+        append = Log.append
+
+        def limited(log: Log, *arguments: Any, **options: Any) -> None:
+            if self.is_full and log.path.parent.name == "b":
+                raise LocalError(f"{log.path}: could not be written: no space left on the disk")
+            append(log, *arguments, **options)
+
+        monkeypatch.setattr(Log, "append", limited)
+
+
 def test_a_full_disk_ends_us_only_when_our_own_batch_could_be_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    append, is_full = Log.append, False
-
-    def limited(self: Log, batches: Any, rulings: Any = (), sync: bool = False, told: bool = False) -> None:
-        if is_full and self.path.parent.name == "b":
-            raise LocalError(f"{self.path}: could not be written: no space left on the disk")
-        append(self, batches, rulings, sync, told)
-
-    monkeypatch.setattr(Log, "append", limited)
+    disk = Disk(monkeypatch)
 
     async def scenario() -> None:
-        nonlocal is_full
         async with AsyncExitStack() as stack:
             a, b = await begin(stack, tmp_path, "ab")
-            is_full = True
+            disk.is_full = True
             a.replica.allow(3)
             await b.until(lambda: b.feeds.records == 3 * RECORDS)
             row = await b.row("warning")
             assert row["text"].endswith(
                 "no space left on the disk; training goes on, and the neighbours still have these records"
             )
-            is_full = False
+            disk.is_full = False
             a.replica.allow(4)
             await b.until(lambda: b.feeds.records == 4 * RECORDS)
             await b.until(lambda: not b.seeds._is_full)  # pyright: ignore[reportPrivateUsage]: it has room again
             assert len(b.all("warning")) == 1
-            is_full = True
+            disk.is_full = True
             b.replica.allow(1)
             with pytest.raises(LocalError, match=r"b/records\.log: could not be written: no space left on the disk$"):
                 await b.end()
             assert a.feeds.records == 4 * RECORDS
-            is_full = False
+            disk.is_full = False
             b = await again(stack, b, b=b.port)
             b.replica.allow(1)
             await agree([a, b], 5 * RECORDS)  # what was not kept comes from the neighbour
@@ -359,24 +366,16 @@ def test_a_full_disk_ends_us_only_when_our_own_batch_could_be_lost(
 
 def test_what_is_ours_and_came_back_must_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Our log was lost, a neighbour tells us of our feed, and the disk is full: it would not tell us again."""
-    append, is_full = Log.append, False
-
-    def limited(self: Log, batches: Any, rulings: Any = (), sync: bool = False, told: bool = False) -> None:
-        if is_full and self.path.parent.name == "b":
-            raise LocalError(f"{self.path}: could not be written: no space left on the disk")
-        append(self, batches, rulings, sync, told)
-
-    monkeypatch.setattr(Log, "append", limited)
+    disk = Disk(monkeypatch)
 
     async def scenario() -> None:
-        nonlocal is_full
         async with AsyncExitStack() as stack:
             a, b = await begin(stack, tmp_path, "ab")
             b.replica.allow(2)
             await agree([a, b], 2 * RECORDS)
             await b.crash()
             (tmp_path / "b" / "records.log").unlink()
-            is_full = True
+            disk.is_full = True
             reborn = await again(stack, b, b=b.port)
             with pytest.raises(LocalError, match=r"b/records\.log: could not be written: no space left on the disk$"):
                 await reborn.end()

@@ -61,24 +61,8 @@ def add_up(flat: NDArray[np.float32], begin: int, end: int, sums: NDArray[np.flo
             sums[p] += part[p]
 
 
-def _nearest_mixing(gram_KK: NDArray[np.float64], f: int) -> NDArray[np.float64]:
-    """The matrix of nearest-neighbour mixing: row i is the mean of the N - f vectors nearest to i."""
-    padded_NN = np.pad(gram_KK, ((1, 0), (1, 0)))  # the difference of ours to itself is 0
-    norms_N = padded_NN.diagonal()
-    squares_NN = norms_N[:, None] + norms_N - 2 * padded_NN
-    keep = len(squares_NN) - f
-    nearest = np.argsort(squares_NN, axis=1, kind="stable")[:, :keep]
-    matrix_NN = np.zeros_like(squares_NN)
-    np.put_along_axis(matrix_NN, nearest, 1 / keep, axis=1)
-    return matrix_NN
-
-
-def _nnm_trimmed(mine_D: Tensor, theirs_KD: Tensor, f: int) -> Tensor:
-    matrix_NN = _nearest_mixing(mixing.gram(mine_D, theirs_KD), f)
-    return mixing.ranks(mine_D, theirs_KD, f, len(matrix_NN) - f, matrix_NN)
-
-
-def _uniform(theirs_KD: Tensor) -> Tensor:
+def uniform(theirs_KD: Tensor) -> Tensor:
+    """The weights of a complete graph [K]."""
     return torch.full((len(theirs_KD),), 1 / (len(theirs_KD) + 1))
 
 
@@ -88,14 +72,14 @@ def _middle(theirs_KD: Tensor) -> tuple[int, int]:
 
 
 OURS: dict[str, Ours] = {
-    "mean": lambda mine, theirs, _: mixing.mean(mine, theirs, _uniform(theirs)),
-    "nna": lambda mine, theirs, f: mixing.nna(mine, theirs, _uniform(theirs), f),
+    "mean": lambda mine, theirs, _: mixing.mean(mine, theirs, uniform(theirs)),
+    "nna": lambda mine, theirs, f: mixing.nna(mine, theirs, uniform(theirs), f),
     "gram": lambda mine, theirs, _: mixing.gram(mine, theirs),
     "trimmed_mean": lambda mine, theirs, f: mixing.ranks(mine, theirs, f, len(theirs) + 1 - f),
     "median": lambda mine, theirs, _: mixing.ranks(mine, theirs, *_middle(theirs)),
     "meamed": lambda mine, theirs, f: mixing.around(mine, theirs, *_middle(theirs), len(theirs) + 1 - f),
-    "nnm_trimmed_mean": _nnm_trimmed,
 }
+"""The kernels as the rules call them. What takes more than one is a rule of `peer.learning.mixing`."""
 
 
 def _plain_nna(all_ND: Tensor, f: int) -> Tensor:

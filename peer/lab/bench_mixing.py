@@ -8,7 +8,9 @@ from typing import Any
 
 from murmurate.kernels.mixing import yardsticks
 from murmurate.kernels.noise.yardsticks import kind_and_threads, seconds
+from murmurate.peer.config import Mixing
 from murmurate.peer.errors import LocalError
+from murmurate.peer.learning.mixing import make_mixer
 
 COUNTS = (8, 16, 32)
 PARAMETERS = 10_000_000
@@ -17,6 +19,14 @@ PARAMETERS = 10_000_000
 PLAIN_PARAMETERS = 500_000
 
 Times = dict[str, float]
+
+
+def _nnm_trimmed_mean(mine_D: Any, theirs_KD: Any, f: int) -> object:
+    mixer = make_mixer(Mixing(rule="trimmed_mean", before="nnm", f=f), len(theirs_KD))
+    return mixer(mine_D, theirs_KD, yardsticks.uniform(theirs_KD))
+
+
+OURS: dict[str, yardsticks.Ours] = {**yardsticks.OURS, "nnm_trimmed_mean": _nnm_trimmed_mean}
 
 
 def measure_mixing(
@@ -36,7 +46,7 @@ def measure_mixing(
         for count in COUNTS:
             times[count].append(_once(count, parameters, others))
         step()
-    rows = [_row(rule, count, parameters, device, times[count]) for count in COUNTS for rule in yardsticks.OURS]
+    rows = [_row(rule, count, parameters, device, times[count]) for count in COUNTS for rule in OURS]
     figures = {f"read_bytes_per_s {k}": [_bytes(k, parameters) / once["read"] for once in times[k]] for k in COUNTS}
     fixed = {
         "parameters": parameters,
@@ -51,7 +61,7 @@ def _warm_up(count: int, others: Mapping[str, Mapping[str, yardsticks.Plain]]) -
     """Compile everything."""
     mine_D, theirs_KD = yardsticks.models(count, 1000)
     yardsticks.read(theirs_KD)
-    for rule in yardsticks.OURS.values():
+    for rule in OURS.values():
         rule(mine_D, theirs_KD, count // 4)
     for rules in others.values():
         for rule in rules.values():
@@ -68,7 +78,7 @@ def _once(count: int, parameters: int, others: Mapping[str, Mapping[str, yardsti
     scale, f = parameters / all_ND.shape[1], count // 4
     times: Times = {}
     reads: list[float] = []
-    for name, rule in yardsticks.OURS.items():
+    for name, rule in OURS.items():
         reads.append(seconds(lambda: yardsticks.read(theirs_KD)))
         times[name] = seconds(lambda rule=rule: rule(mine_D, theirs_KD, f))
         for other, rules in others.items():
