@@ -24,9 +24,8 @@ from .bench_directions import COURSES, measure_directions
 from .bench_liars import measure_liars
 from .bench_link import measure_link
 from .bench_memory import measure_memory
-from .bench_mixing import PARAMETERS as MIXED_PARAMETERS
 from .bench_mixing import measure_mixing
-from .bench_replay import PARAMETERS, measure_replay
+from .bench_replay import measure_replay
 from .bench_traffic import RACES, measure_traffic
 from .cohort import Cohort, loopback_configs
 
@@ -187,13 +186,13 @@ def _plain_loop(table: Mapping[str, Any]) -> float:
     return (time.perf_counter() - began) / (ROUNDS - WARM_UP)
 
 
-def bench_replay(repeats: int, step: Step, parameters: int = PARAMETERS) -> dict[str, Any]:
+def bench_replay(repeats: int, step: Step, parameters: int) -> dict[str, Any]:
     """Records into weights beside MeZO's way and one pass over the weights: a row per number of records."""
     rows, figures, fixed = measure_replay(repeats, step, parameters)
     return report(repeats, figures, rows=rows, **fixed)
 
 
-def bench_mixing(repeats: int, step: Step, parameters: int = MIXED_PARAMETERS) -> dict[str, Any]:
+def bench_mixing(repeats: int, step: Step, parameters: int) -> dict[str, Any]:
     """Models into one beside torch's obvious forms, byzfl's, and one reading: a row per rule and neighbours."""
     rows, figures, fixed = measure_mixing(repeats, step, parameters)
     return report(repeats, figures, rows=rows, **fixed)

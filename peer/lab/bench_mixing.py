@@ -13,7 +13,6 @@ from murmurate.peer.errors import LocalError
 from murmurate.peer.learning.mixing import make_mixer
 
 COUNTS = (8, 16, 32)
-PARAMETERS = 10_000_000
 # The plain forms take up to a minute at full size, and temporaries of many gigabytes: they are timed on so many
 # parameters, then scaled up. Their time is proportional to them.
 PLAIN_PARAMETERS = 500_000
@@ -30,7 +29,7 @@ OURS: dict[str, yardsticks.Ours] = {**yardsticks.OURS, "nnm_trimmed_mean": _nnm_
 
 
 def measure_mixing(
-    repeats: int, step: Callable[[], object], parameters: int = PARAMETERS
+    repeats: int, step: Callable[[], object], parameters: int
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]], dict[str, Any]]:
     """(a row per rule and number of neighbours, figures per repetition, what was fixed).
 

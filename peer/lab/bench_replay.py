@@ -11,7 +11,6 @@ from murmurate.kernels.noise import yardsticks
 from murmurate.peer.errors import LocalError
 
 COUNTS = (1, 8, 64, 256, 1024, 65_536)
-PARAMETERS = 100_000_000
 # MeZO's way takes seconds per record at full size: it is timed on so many parameters and records, then scaled up. Its
 # time is proportional to both: tensor by tensor, record by record, nothing is shared.
 MEZO_PARAMETERS, MEZO_RECORDS = 20_000_000, 3
@@ -22,7 +21,7 @@ Times = dict[str, list[float]]
 
 
 def measure_replay(
-    repeats: int, step: Callable[[], object], parameters: int = PARAMETERS
+    repeats: int, step: Callable[[], object], parameters: int
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]], dict[str, Any]]:
     """(a row per number of records, figures per repetition, what was fixed); `step` is called after each repetition.
 
