@@ -36,6 +36,7 @@ clean:  ## remove the virtual environment, caches and built packages
 
 .venv/installed-test: pyproject.toml constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install -c constraints.txt --no-deps byzfl  # why: see pyproject.toml
 	@touch .venv/installed $@
 
 .venv/bin/python:

@@ -67,6 +67,7 @@ def make_parser(commands: Commands) -> argparse.ArgumentParser:
     _add_topology(subs, commands)
     _add_sim(add("sim", "the same protocol in virtual time: weather, churn, invariants, one seed"))
     _add_bench(subs, commands)
+    _add_lab(subs, commands)
     completion = add("completion", "print a completion script for your shell")
     completion.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
     return parser
@@ -153,6 +154,21 @@ def _add_bench(subs: Any, commands: Commands) -> None:
             parser.add_argument(
                 "--parameters", type=_positive, default=PARAMETERS[name], help="of the model (default: %(default)s)"
             )
+        if name == "mixing":
+            parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+
+
+def _add_lab(subs: Any, commands: Commands) -> None:
+    lab = subs.add_parser("lab", help="experiments: rules, attacks, splits and seeds side by side")
+    run = lab.add_subparsers(metavar="COMMAND", required=True).add_parser(
+        "run", help="all runs of a scenario that are not done yet; a table and a heat map"
+    )
+    run.set_defaults(command=commands["lab run"])
+    run.add_argument("scenario", help="TOML file, e.g. examples/robust.toml").complete = shtab.FILE  # pyright: ignore[reportAttributeAccessIssue]: shtab's way
+    run.add_argument("--json", action="store_true", help="machine-readable: JSON on the last line of stdout")
+    run.add_argument("--out", default="", help="folder of the results (default: runs/SCENARIO)")
+    run.add_argument("--jobs", type=_positive, help="simulated runs at a time (default: one for each core)")
+    run.add_argument("--backend", choices=("simulator", "daemons"), help="instead of the file's")
 
 
 def _positive(text: str) -> int:

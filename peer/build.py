@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from murmurate.peer.config import Config
 from murmurate.peer.errors import ConfigError
 from murmurate.peer.manifest import Manifest
+from murmurate.peer.protocol.audits import Auditing
 from murmurate.peer.protocol.core import Peer, Seeds
 from murmurate.peer.protocol.events import PeerId
 from murmurate.peer.protocol.feeds import Rules
 from murmurate.peer.protocol.neighbourhood import Neighbourhood
 from murmurate.peer.protocol.records import Origin
 from murmurate.peer.protocol.rounds import Pacing
-from murmurate.peer.protocol.seams import Verify
+from murmurate.peer.protocol.seams import Auditor, Verify
 from murmurate.topology import Topology
 
 NOISE = 1
@@ -48,9 +49,10 @@ def build_core(
     origin: Origin | None = None,
     verify: Verify | None = None,
     state_bytes: int | None = None,
+    auditing: Auditing | None = None,
 ) -> Peer:
     """This peer's protocol. With the exchange `seeds`, `origin` (ours) and `verify` are needed, and `state_bytes` as in
-    core.Seeds.
+    core.Seeds; with audits `auditing`.
     """
     pacing = Pacing(
         rounds_max=config.rounds.max,
@@ -76,7 +78,29 @@ def build_core(
             state_bytes=state_bytes if config.seeds.vouchers else None,
             vouchers=config.seeds.vouchers,
         )
-    return Peer(neighbourhood, pacing, config.liveness.heartbeat_s, config.liveness.timeout_s, seeds)
+    return Peer(neighbourhood, pacing, config.liveness.heartbeat_s, config.liveness.timeout_s, seeds, auditing)
+
+
+def build_auditing(config: Config, neighbourhood: Neighbourhood, auditor: object, secret: bytes) -> Auditing | None:
+    """How `auditor`, a trainer, audits; None without audits. `secret`: nobody else may know it, and it is new in each
+    life. Raises ConfigError on a graph on which a neighbour's last model is rarely heard.
+    """
+    if not config.audit.rate:
+        return None
+    if neighbourhood.changes:
+        raise ConfigError(
+            f"audit.rate = {config.audit.rate}: an auditor has to hear every round of its neighbours, and "
+            f"topology.rule = {config.topology.rule!r} has other edges in each"
+        )
+    sizes = cast(Auditor, auditor)
+    return Auditing(
+        rate=config.audit.rate,
+        deadline_s=config.audit.deadline_s,
+        f=config.mixing.f,
+        secret=secret,
+        start_bytes=sizes.start_bytes,
+        payload_bytes=sizes.payload_bytes,
+    )
 
 
 def build_rules(config: Config) -> Rules:
@@ -103,6 +127,7 @@ def build_manifest(
     local: dict[str, Any] = {"optimizer": config.local.optimizer, "sam": config.local.sam_rho > 0}
     if config.exchange.name == "seeds":
         exchange, local = _records(config), {}  # how a peer measures its scalars is its own choice
+    audits = _audits(config) if config.audit.rate else {}
     return Manifest.of(
         {
             "swarm": config.swarm.model_dump(),
@@ -117,8 +142,18 @@ def build_manifest(
             # The graph itself, not its options: a file's path is each peer's own.
             "topology": {"rule": topology.rule, "graph": topology.digest()},
             "security": "none",
+            **audits,
         }
     )
+
+
+def _audits(config: Config) -> dict[str, Any]:
+    """What an auditor has to know to take the steps of another peer."""
+    local = config.local.model_dump()
+    if config.local.schedule != "constant":
+        local["schedule_rounds"] = config.local.schedule_rounds or config.rounds.max
+    data = {"partition": config.task.partition, "alpha": config.task.alpha}
+    return {"audit": {"local": local, "data": data, "device": config.runtime.device.split(":")[0]}}
 
 
 def _records(config: Config) -> dict[str, Any]:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from murmurate.peer.config import Config
 
 ROBUST = ("median", "trimmed_mean", "nna", "nnm_trimmed_mean")
+LIES_WITH_SEEDS = ("none", "sign_flip", "max_flip", "label_flip", "backdoor")
 RECORDS_MAX = 65536  # per batch: what a peer publishes at once stays far below a megabyte (a guess)
 EPSILON_MIN, EPSILON_MAX = 2.0**-100, 2.0**20  # float32 has it, and the way there and back (a guess)
 LEAN_STEPS_MAX = 2**22  # units of a probe; with weights below 2^23 the sum is still exact in float32
@@ -21,11 +22,47 @@ def faults(whole: Any) -> Iterator[str]:
     Its type is Any because that module imports this one, and a type checker then knows the class by two paths.
     """
     config: Config = whole
+    if config.local.schedule != "constant" and not (config.local.schedule_rounds or config.rounds.max):
+        yield f"local.schedule = {config.local.schedule!r}: needs an end: schedule_rounds or rounds.max"
+    try:
+        re.compile(config.exchange.parameters)
+    except re.error as error:
+        yield f"exchange.parameters = {config.exchange.parameters!r}: not a regular expression: {error}"
     if config.exchange.name == "seeds":
+        if config.exchange.parameters:
+            yield "exchange.parameters: selects parts of models; with exchange.name = 'seeds' there is seeds.parameters"
         yield from _seeds(config)
         yield from _liars(config)
-    elif config.attack.name == "max_flip":
+    yield from _attack(config)
+    if config.audit.rate:
+        yield from _audit(config)
+
+
+def _audit(config: Config) -> Iterator[str]:
+    """What can be recomputed from what was heard."""
+    audit, exchange, mixing = f"audit.rate = {config.audit.rate}", config.exchange, config.mixing
+    if exchange.name != "models":
+        yield f"{audit}: models are audited; with exchange.name = {exchange.name!r} it should be 0"
+        return
+    if exchange.dtype != "float32":
+        yield f"{audit}: needs models as they are, so exchange.dtype = 'float32', not {exchange.dtype!r}"
+    if exchange.parameters:
+        yield f"{audit}: needs whole models, so exchange.parameters = '', not {exchange.parameters!r}"
+    if mixing.gossip_steps != 1:
+        yield f"{audit}: needs mixing.gossip_steps = 1, not {mixing.gossip_steps}"
+    if config.task.data:
+        yield f"{audit}: nobody else has task.data = {config.task.data!r}; only tasks whose data all peers hold can be"
+
+
+def _attack(config: Config) -> Iterator[str]:
+    attack, seeds = config.attack, config.exchange.name == "seeds"
+    if attack.name == "max_flip" and not seeds:
         yield "attack.name = 'max_flip': is a lie about scalars; it needs exchange.name = 'seeds'"
+    if seeds and attack.name not in LIES_WITH_SEEDS:
+        yield f"attack.name = {attack.name!r}: with exchange.name = 'seeds' it should be {' or '.join(LIES_WITH_SEEDS)}"
+    for name in attack.accomplices:
+        if name not in config.peers:
+            yield f"attack.accomplices: {name!r} should be one of [peers]"
 
 
 def _seeds(config: Config) -> Iterator[str]:
@@ -45,8 +82,6 @@ def _seeds(config: Config) -> Iterator[str]:
             f"seeds.pool = {seeds.pool}: with seeds.parts = {seeds.parts} it should be at least that, or some parts "
             "are never trained: a direction moves the part numbered index mod parts"
         )
-    if seeds.schedule != "constant" and not (seeds.schedule_rounds or config.rounds.max):
-        yield f"seeds.schedule = {seeds.schedule!r}: needs an end: schedule_rounds or rounds.max"
     if not EPSILON_MIN <= seeds.epsilon <= EPSILON_MAX:
         yield f"seeds.epsilon = {seeds.epsilon}: should be from 2^-100 to 2^20"
     if seeds.memory == "lean" and not 0.5 <= seeds.epsilon / 2.0**config.unit_log2 <= LEAN_STEPS_MAX:

@@ -265,9 +265,31 @@ def _bench(arguments: argparse.Namespace) -> None:
 
     with view.progress(ERR) as progress:
         task = progress.add_task(f"bench {arguments.bench}", total=arguments.repeats)
-        options = {"parameters": arguments.parameters} if "parameters" in arguments else {}
+        options = {name: getattr(arguments, name) for name in ("parameters", "device") if name in arguments}
         result = BENCHES[arguments.bench](arguments.repeats, lambda: progress.advance(task), **options)
     _show(arguments, result, lambda: view.figures_table(f"bench {arguments.bench}", result))
+
+
+def _lab_run(arguments: argparse.Namespace) -> None:
+    from murmurate.peer.lab.grid import Grid, summary
+    from murmurate.peer.lab.heatmap import draw_grid
+    from murmurate.peer.lab.scenario import load_scenario
+
+    scenario = load_scenario(Path(arguments.scenario), arguments.backend)
+    out = Path(arguments.out or f"runs/{scenario.name}")
+    grid, rows = Grid(scenario, out), []
+    with view.progress(ERR) as progress:
+        task = progress.add_task(f"lab {scenario.name}", total=len(grid))
+        for row in grid.run(arguments.jobs or len(os.sched_getaffinity(0))):
+            rows.append(row)
+            progress.advance(task)
+    found = summary(rows)
+    path = out / "accuracy.png"
+    try:
+        draw_grid(found, path, f"{scenario.name}: {scenario.lab.liars} of {scenario.lab.peers} peers lie")
+    except OSError as error:
+        raise LocalError(f"{path}: cannot be written: {error.strerror}") from None
+    _show(arguments, found, lambda: view.grid_tables(found, str(path)))
 
 
 Shown = Callable[[Any], RenderableType]
@@ -317,6 +339,7 @@ COMMANDS = {
     "config": _config,
     "sim": _sim,
     "bench": _bench,
+    "lab run": _lab_run,
     "completion": _completion,
     "topology list": _topology_list,
     "topology show": _topology_show,

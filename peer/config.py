@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
@@ -21,6 +21,7 @@ from murmurate.peer.errors import ConfigError
 from murmurate.peer.sections import (
     NAME_PATTERN,
     Attack,
+    Audit,
     Exchange,
     Liveness,
     Local,
@@ -39,6 +40,7 @@ from murmurate.peer.sections import (
 
 __all__ = [
     "Attack",
+    "Audit",
     "Config",
     "Exchange",
     "Liveness",
@@ -51,10 +53,13 @@ __all__ = [
     "Swarm",
     "Task",
     "Topology",
+    "checked",
     "load",
     "parse",
     "split_address",
 ]
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 NAME_RULE = "should be 1 to 64 letters, digits, dots, dashes or underscores, the first a letter or a digit"
 
@@ -72,6 +77,7 @@ class Config(Section):
     exchange: Exchange = Exchange()
     seeds: Seeds = Seeds()
     mixing: Mixing = Mixing()
+    audit: Audit = Audit()
     topology: Topology = Topology()
     rounds: Rounds = Rounds()
     liveness: Liveness = Liveness()
@@ -169,14 +175,19 @@ def load(path: Path, name: str = "") -> Config:
 
 def parse(table: dict[str, Any], where: str = "config") -> Config:
     """Check a table. Raises ConfigError with one line for every fault found."""
+    return checked(Config, table, where)
+
+
+def checked(model: type[Kind], table: dict[str, Any], where: str) -> Kind:
+    """A table as a model of its own. Raises ConfigError with one line for every fault found."""
     try:
-        return Config.model_validate(table)
+        return model.model_validate(table)
     except ValidationError as error:
-        lines = dict.fromkeys(_explain(fault, table) for fault in error.errors(include_url=False))
+        lines = dict.fromkeys(_explain(fault, table, model) for fault in error.errors(include_url=False))
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
-def _explain(fault: Any, table: dict[str, Any]) -> str:
+def _explain(fault: Any, table: dict[str, Any], model: type[BaseModel]) -> str:
     """One pydantic fault -> `key = value: what would be right`."""
     path, value = [str(part) for part in fault["loc"]], fault["input"]
     if in_options := path[1:2] == ["options"] and path[0] != "peers" and len(path) > 2:
@@ -186,7 +197,7 @@ def _explain(fault: Any, table: dict[str, Any]) -> str:
     message = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ").removeprefix("String ")
     match fault["type"]:
         case "extra_forbidden":
-            return f"{key}: unknown key; {_suggest(path)}"
+            return f"{key}: unknown key; {_suggest(path, model)}"
         case "missing" if key == "name":
             return "name: is required, and missing; a file for several peers is told it with --name"
         case "missing":
@@ -204,13 +215,13 @@ def _explain(fault: Any, table: dict[str, Any]) -> str:
     return f"{key} = {shown(value)}: {message}"
 
 
-def _suggest(path: list[str]) -> str:
+def _suggest(path: list[str], model: type[BaseModel]) -> str:
     """For a key that nobody knows: the one that was probably meant, or all there are."""
-    known, wanted = _keys_at(path[:-1]), path[-1]
+    known, wanted = _keys_at(path[:-1], model), path[-1]
     if close := difflib.get_close_matches(wanted, known, n=1):
         return f"did you mean {close[0]}?"
-    for section in Config.model_fields:
-        if wanted in _keys_at([section]):
+    for section in model.model_fields:
+        if wanted in _keys_at([section], model):
             return f"did you mean {section}.{wanted}?"
     return f"known here: {', '.join(known)}"
 
@@ -219,8 +230,7 @@ def _shown_key(part: str) -> str:
     return part if re.fullmatch(NAME_PATTERN, part) else json.dumps(part)
 
 
-def _keys_at(path: list[str]) -> list[str]:
-    model: type[BaseModel] = Config
+def _keys_at(path: list[str], model: type[BaseModel]) -> list[str]:
     for part in path:
         annotation = model.model_fields[part].annotation
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):

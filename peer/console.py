@@ -125,6 +125,11 @@ def run_line(row: Mapping[str, Any]) -> Text:
             return Text(
                 f"{row['peer']} holds the same records and has other weights: one of us computes wrongly", "red"
             )
+        case "audited":
+            found = f"nothing can be said: {row['open']}" if row["open"] else "as it should be"
+            return Text(f"audited {row['peer']} in round {row['round']}: {found}", "dim")
+        case "banned":
+            return Text(f"banned {row['peer']} in round {row['round']}: {row['reason']}", "red")
         case "refused":
             return Text(f"refused {row['peer']}: {row['reason']}", "yellow")
         case _:
@@ -235,6 +240,27 @@ def _figure(value: Any) -> str:
             return f"{value:.4g}"
         case _:
             return str(value)
+
+
+def grid_tables(rows: Sequence[Mapping[str, Any]], plot: str) -> RenderableType:
+    """`murmurate lab run`: rules down, attacks across, a table for each alpha."""
+    rules, attacks, alphas = (list(dict.fromkeys(row[key] for row in rows)) for key in ("rule", "attack", "alpha"))
+    cells = {(row["rule"], row["attack"], row["alpha"]): row for row in rows}
+    tables: list[RenderableType] = []
+    for alpha in alphas:
+        title = f"honest peers' accuracy, %, Dirichlet alpha = {alpha:g}"
+        table = Table("rule", *attacks, title=title, title_justify="left")
+        for rule in rules:
+            table.add_row(rule, *(_accuracy(cells.get((rule, attack, alpha))) for attack in attacks))
+        tables.append(table)
+    return Group(*tables, Text(f"drawn into {plot}"))
+
+
+def _accuracy(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    spread = f" ±{100 * row['accuracy_std']:.1f}" if row["seeds"] > 1 else ""
+    return f"{100 * row['accuracy_mean']:.1f}{spread}"
 
 
 # demo -------------------------------------------------------------------------------------------------

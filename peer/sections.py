@@ -69,6 +69,11 @@ class Local(Section):
     """Learning rate."""
     options: dict[str, Option] = Field(default_factory=dict)
     """Further arguments of the optimizer, by its own names; sgd's momentum is 0.9 and polyak's 0.99 unless given."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How lr decays towards 0 over `schedule_rounds`. Liars do less harm the shorter the steps, down to none. With
+    `seeds` it is part of the scalars, so no other peer has to know."""
+    schedule_rounds: int = Field(default=0, ge=0)
+    """Length of the schedule; 0: rounds.max."""
     sam_rho: float = Field(default=0.0, ge=0)
     """Radius of the sharpness-aware ascent step around any optimizer (DFedSAM uses 0.01 to 0.1); 0: no SAM."""
 
@@ -81,6 +86,9 @@ class Exchange(Section):
     all replicas are bit-identical; [seeds] has its choices."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Number format of `models` on the wire; the two 16-bit formats halve the traffic."""
+    parameters: str = ""
+    """A regular expression: `models` exchanges and mixes only the parameters whose names contain a match; all others
+    stay each peer's own. Empty: all."""
 
 
 class Seeds(Section):
@@ -121,10 +129,6 @@ class Seeds(Section):
     memory: Literal["exact", "lean"] = "exact"
     """`exact` keeps base weights and integer sums beside the model; `lean` keeps the weights alone, on a grid of
     2^unit_log2, where every update is exact as well."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How local.lr decays towards 0 over `schedule_rounds`; it is part of the scalars, so no other peer has to know."""
-    schedule_rounds: int = Field(default=0, ge=0)
-    """Length of the schedule; 0: rounds.max."""
     authority: list[str] = Field(default_factory=list)
     """Public keys (`murmurate key` prints a peer's) whose holders may retract another peer's records."""
     vouchers: int = Field(default=2, ge=0, le=64)
@@ -140,14 +144,16 @@ class Mixing(Section):
     rule: str = "mean"
     """`mean` (weighted by the graph) and `flag` bear no liars. Those that weigh whole models: `nna` (nearest-neighbour
     averaging, MoNNA), `krum`, `multi_krum`, `mda`, `mva`, `geometric_median`, `centred_clipping`,
-    `self_centred_clipping`; single parameters: `trimmed_mean`, `median`, `meamed`, `phocas`."""
+    `self_centred_clipping`; single parameters: `trimmed_mean`, `median`, `meamed`, `phocas`. Those that remember:
+    `foolsgold`, `sybilwall`, `rffl`; `bristle` mixes a last layer by class. docs/mixing.md compares them."""
     before: Literal["", "nnm", "bucketing"] = ""
     """What to do first: `nnm` (each model becomes the mean of the n - f nearest to it), or `bucketing` (means of a few
     neighbours each take their place); both help where honest models differ much."""
     options: dict[str, Option] = Field(default_factory=dict)
     """The rule's own numbers. krum: `less` (1 or 2); multi_krum: also `keep`; geometric_median: `smoothing`, `steps`;
     centred_clipping: `radius`, `steps`; self_centred_clipping: `radius` (0 follows from f); flag: `rank`, `steps`.
-    bucketing: `bucket_size`."""
+    bucketing: `bucket_size`; foolsgold: `confidence`; sybilwall: also `spread`; rffl: `memory`, `clip`; bristle:
+    `models`, `explore`."""
     keep_variance: bool = False
     """Give every parameter tensor of the mixture the variance that the models had on average: for models that did not
     begin alike. Not with liars."""
@@ -156,6 +162,17 @@ class Mixing(Section):
     while too few are heard. With `seeds` among all names of the swarm, which vote by `seeds.rule`."""
     gossip_steps: int = Field(default=1, ge=1, le=64)
     """Exchanges per round (Q of DFedSAM-MGS): traffic times Q, graph gap to the power Q."""
+
+
+class Audit(Section):
+    """Audits of neighbours that exchange `models`: who sent what its own data and steps do not give is banned. Only for
+    tasks whose data every peer holds. docs/protocol.md says what they find."""
+
+    rate: float = Field(default=0.0, ge=0, le=1)
+    """Chance per round of auditing one neighbour, which costs as much as one round's local steps; 0: no audits. All
+    must agree whether it is 0, and if not on all of [local], task.partition, task.alpha and the kind of device."""
+    deadline_s: float = Field(default=30.0, gt=0)
+    """Longest silence of a neighbour that is alive and owes an answer; above five round trips. (a guess)"""
 
 
 class Topology(Section):
@@ -239,10 +256,32 @@ class Runtime(Section):
 class Attack(Section):
     """For experiments only: this peer lies. The default is an honest peer."""
 
-    name: Literal["none", "sign_flip", "max_flip"] = "none"
-    """`sign_flip` sends -scale x the model or the scalars, `max_flip` (seeds) the largest scalars of the wrong sign."""
+    name: Literal[
+        "none",
+        "sign_flip",
+        "noise",
+        "label_flip",
+        "alie",
+        "foe",
+        "mimic",
+        "backdoor",
+        "stale",
+        "bomb",
+        "sybil",
+        "free_rider",
+        "max_flip",
+    ] = "none"
+    """Sends instead of its model: `sign_flip` -scale x it, `noise` it and noise, `alie` (A Little Is Enough) and `foe`
+    (Fall of Empires) what harms most without being dropped, `mimic` another's, `stale` that of `scale` rounds ago,
+    `bomb` NaN, infinities, 1e38 and rubbish, `free_rider` what it heard. `label_flip` and `backdoor` train on poisoned
+    data, `sybil` on the same ones under many names. With `seeds`: `sign_flip`, `label_flip`, `backdoor`, and
+    `max_flip`, which sends the largest scalars of the wrong sign."""
     scale: float = Field(default=1.0, gt=0)
-    """Strength of the attack."""
+    """Strength of the attack: a factor of the lie, of a poisoner's steps, or a number of rounds."""
+    accomplices: list[str] = Field(default_factory=list)
+    """The names of those who lie together with this peer: their models tell it nothing of the honest ones."""
+    omniscient: bool = False
+    """Knows what all honest peers send in the same round. Only in simulations (`murmurate lab run`)."""
 
 
 def split_address(address: str, key: str) -> tuple[str, int]:

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Frame(_message.Message):
-    __slots__ = ("hello", "refusal", "heartbeat", "goodbye", "begin", "chunk", "rumor", "have", "vector", "ask", "offer", "fetch", "piece")
+    __slots__ = ("hello", "refusal", "heartbeat", "goodbye", "begin", "chunk", "rumor", "have", "vector", "ask", "offer", "fetch", "piece", "question", "evidence")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,8 @@ class Frame(_message.Message):
     OFFER_FIELD_NUMBER: _ClassVar[int]
     FETCH_FIELD_NUMBER: _ClassVar[int]
     PIECE_FIELD_NUMBER: _ClassVar[int]
+    QUESTION_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     refusal: Refusal
     heartbeat: Heartbeat
@@ -34,7 +36,9 @@ class Frame(_message.Message):
     offer: Offer
     fetch: Fetch
     piece: Piece
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., chunk: _Optional[bytes] = ..., rumor: _Optional[_Union[Rumor, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ...) -> None: ...
+    question: Question
+    evidence: Evidence
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ..., chunk: _Optional[bytes] = ..., rumor: _Optional[_Union[Rumor, _Mapping]] = ..., have: _Optional[_Union[Have, _Mapping]] = ..., vector: _Optional[_Union[Vector, _Mapping]] = ..., ask: _Optional[_Union[Ask, _Mapping]] = ..., offer: _Optional[_Union[Offer, _Mapping]] = ..., fetch: _Optional[_Union[Fetch, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ..., question: _Optional[_Union[Question, _Mapping]] = ..., evidence: _Optional[_Union[Evidence, _Mapping]] = ...) -> None: ...
 
 class Turn(_message.Message):
     __slots__ = ("round", "hop")
@@ -215,6 +219,40 @@ class Piece(_message.Message):
     number: int
     data: bytes
     def __init__(self, capture: _Optional[bytes] = ..., number: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Question(_message.Message):
+    __slots__ = ("round", "number")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    number: int
+    def __init__(self, round: _Optional[int] = ..., number: _Optional[int] = ...) -> None: ...
+
+class Evidence(_message.Message):
+    __slots__ = ("round", "number", "size_bytes", "before", "sources", "data")
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    round: int
+    number: int
+    size_bytes: int
+    before: int
+    sources: _containers.RepeatedCompositeFieldContainer[Source]
+    data: bytes
+    def __init__(self, round: _Optional[int] = ..., number: _Optional[int] = ..., size_bytes: _Optional[int] = ..., before: _Optional[int] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Source(_message.Message):
+    __slots__ = ("peer", "incarnation", "round")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    incarnation: int
+    round: int
+    def __init__(self, peer: _Optional[str] = ..., incarnation: _Optional[int] = ..., round: _Optional[int] = ...) -> None: ...
 
 class Stored(_message.Message):
     __slots__ = ("ground", "pieces")

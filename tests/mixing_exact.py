@@ -151,10 +151,15 @@ def around(values: list[float], centre: float, count: int) -> float:
 
 
 def choices_around(values: list[float], centre: float, count: int, slack: float) -> list[float]:
-    """What `around` may be when the centre and the values are only known up to `slack`: means of windows."""
-    windows = [values[at : at + count] for at in range(len(values) - count + 1)]
-    farthest = [max(abs(window[0] - centre), abs(window[-1] - centre)) for window in windows]
-    return [sum(w) / count for w, far in zip(windows, farthest, strict=True) if far <= min(farthest) + slack]
+    """What `around` may be when the centre and the values are only known up to `slack`: the means of those windows of
+    the sorted values beside which none is nearer than one inside."""
+    found: list[float] = []
+    for at in range(len(values) - count + 1):
+        window, beside = values[at : at + count], [*values[:at][-1:], *values[at + count :][:1]]
+        farthest = max(abs(window[0] - centre), abs(window[-1] - centre))
+        if farthest <= min((abs(value - centre) for value in beside), default=math.inf) + slack:
+            found.append(sum(window) / count)
+    return found
 
 
 CENTRES: dict[str, Callable[[list[float], int], float]] = {

@@ -122,8 +122,8 @@ def test_a_garbled_configuration_is_named(capsys: Capture, here: Path, command: 
 
 def test_an_unknown_key_is_named(capsys: Capture, here: Path) -> None:
     path = here / config_file(here)
-    path.write_text(path.read_text().replace("deadline_s", "dedline_s"))
-    assert complaint(capsys, 2, "config") == "swarm.toml: rounds.dedline_s: unknown key; did you mean deadline_s?"
+    path.write_text(path.read_text().replace("stale_max", "stail_max"))
+    assert complaint(capsys, 2, "config") == "swarm.toml: rounds.stail_max: unknown key; did you mean stale_max?"
 
 
 def test_words_that_look_like_markup_are_shown_as_they_are(capsys: Capture) -> None:

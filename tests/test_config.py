@@ -42,8 +42,8 @@ def fault(**sections: Any) -> str:
         ({"rounds": {"maximum": 3}}, "rounds.maximum: unknown key; did you mean max?"),
         ({"swarms": {}}, "swarms: unknown key; did you mean swarm?"),
         ({"batch_size": 8}, "batch_size: unknown key; did you mean local.batch_size?"),
-        ({"exchange": {"zzz": 1}}, "exchange.zzz: unknown key; known here: name, dtype"),
-        ({"attack": {"a\nb": 1}}, r'attack."a\nb": unknown key; known here: name, scale'),
+        ({"exchange": {"zzz": 1}}, "exchange.zzz: unknown key; known here: name, dtype, parameters"),
+        ({"attack": {"a\nb": 1}}, r'attack."a\nb": unknown key; known here: name, scale, accomplices, omniscient'),
     ],
 )
 def test_an_unknown_key_is_named_with_what_was_probably_meant(sections: dict[str, Any], line: str) -> None:

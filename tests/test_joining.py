@@ -22,7 +22,7 @@ from murmurate.peer.protocol.events import (
     Turn,
     Verdict,
 )
-from murmurate.peer.protocol.rounds import SETTLES_MAX, Phase
+from murmurate.peer.protocol.rounds import SETTLES_MAX, Pacing, Phase
 
 from .scene import (
     BEAT,
@@ -286,7 +286,8 @@ def test_the_round_joined_is_that_of_the_most_advanced_that_is_no_liar(f: int, r
         peer.handle(up(neighbour, rounds[neighbour]), 1.0)
     for neighbour in (B, C):
         assert peer.handle(update(neighbour, rounds[neighbour]), 1.0) == []
-    assert peer.handle(update(D, 40), 1.0) == [Adopt(Turn(round), inbox(b=20, c=90, d=40))]
+    recent = {peer: at for peer, at in rounds.items() if at >= round - Pacing().stale_max}
+    assert peer.handle(update(D, 40), 1.0) == [Adopt(Turn(round), inbox(**recent))]
 
 
 def test_as_many_models_as_liars_are_not_enough() -> None:

@@ -11,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from murmurate.peer.config import Attack, Local, Mixing
+from murmurate.peer.config import Local, Mixing
 from murmurate.peer.errors import ConfigError, RemoteError
 from murmurate.peer.learning import snapshot
-from murmurate.peer.learning.attacks import distort
 from murmurate.peer.learning.exchange import Models
 from murmurate.peer.learning.flat import FlatModel, is_finite
 from murmurate.peer.learning.local_steps import make_step
@@ -317,13 +316,6 @@ def test_rules_do_what_they_say() -> None:
     weights_K = torch.tensor([0.25, 0.25])
     assert make_mixer(Mixing(rule="mean"), 2)(mine_D, theirs_KD, weights_K).tolist() == [25.25, 25.25]
     assert make_mixer(Mixing(rule="nna", f=1), 2)(mine_D, theirs_KD, weights_K).tolist() == [0.5, 0.5]
-
-
-def test_lies() -> None:
-    flat_D = torch.tensor([1.0, -2.0])
-    assert distort(Attack(), flat_D) is flat_D
-    assert distort(Attack(name="sign_flip", scale=3.0), flat_D).tolist() == [-3, 6]
-    assert flat_D.tolist() == [1, -2]
 
 
 # Saved values ----------------------------------------------------------------------------------------

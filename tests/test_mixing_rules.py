@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from murmurate.kernels import mixing as kernels
+from murmurate.kernels.mixing import reference
 from murmurate.peer.build import build_manifest, build_topology
 from murmurate.peer.config import Mixing, parse
 from murmurate.peer.errors import ConfigError
@@ -147,13 +150,31 @@ def test_ties_go_to_the_first_row() -> None:
         "multi_krum": 0.0,  # ours is the loneliest
         "mda": (0 + 1 - 1 + 1) / 4,
         "mva": (0 + 1 - 1 + 1) / 4,
-        "meamed": (-1 - 1 + 0 + 1) / 4,  # of equally far windows the lowest
+        "meamed": (-1 - 1 + 0 + 1) / 4,  # of equally far values the low one
         "phocas": (-1 - 1 + 0 + 1) / 4,
     }
     for rule, value in expected.items():
         assert mixer_of(rule, 4, f=1)(mine_D, theirs_KD, weights_K).tolist() == [value], rule
     pair_KD = torch.tensor([[5.0], [5.0]])
     assert mixer_of("krum", 2)(mine_D, pair_KD, weights_K[:2]).tolist() == [5]
+
+
+@settings(max_examples=300)
+@given(values=st.lists(st.integers(-4, 4), min_size=1, max_size=9), data=st.data(), width=st.sampled_from([1, 2, 4]))
+def test_the_values_around_a_centre_are_the_nearest(values: list[int], data: st.DataObject, width: int) -> None:
+    """By definition and in exact arithmetic: none that is left out is nearer than one that is kept, and of a low and a
+    high one that are equally far the low one is kept. Equal values are common: NNM makes them."""
+    n = len(values)
+    width = min(width, 1 << (n.bit_length() - 1))  # a power of two, so that the centre does not round
+    first = data.draw(st.integers(0, n - width))
+    keep = data.draw(st.integers(1, n))
+    centre = Fraction(sum(sorted(values)[first : first + width]), width)
+    kept = sorted(values, key=lambda value: (abs(value - centre), value))[:keep]
+    mine_D, *theirs = torch.tensor(values, dtype=torch.float64)[:, None]
+    theirs_KD = torch.stack(theirs) if theirs else mine_D.new_empty(0, 1)
+    for form in (kernels, reference):
+        found_D = form.around(mine_D, theirs_KD, first, first + width, keep)
+        assert abs(found_D.item() * keep - sum(kept)) < 1e-9
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -23,7 +23,7 @@ from .seeds_peers import config_of
         ({"seeds": {"probe": "ferret"}}, "seeds.probe = 'ferret': needs directions = 'shared', not 'private'"),
         ({"seeds": {"objective": "score", "probe": "forward"}}, "seeds.objective = 'score': has no derivative"),
         ({"seeds": {"sampling": "pro"}}, "seeds.sampling = 'pro': draws from a pool"),
-        ({"seeds": {"schedule": "linear"}}, "seeds.schedule = 'linear': needs an end: schedule_rounds or rounds.max"),
+        ({"local": {"schedule": "linear"}}, "local.schedule = 'linear': needs an end: schedule_rounds or rounds.max"),
         (
             {"seeds": {"memory": "lean", "epsilon": 1e-9}},
             "seeds.epsilon = 1e-09: with memory = 'lean' a probe should be",
@@ -58,14 +58,14 @@ def test_what_does_not_fit_together_is_one_line(tables: dict[str, Any], expected
 
 def test_the_other_exchange_does_not_care() -> None:
     base = {"name": "a", "peers": {"a": "127.0.0.1:0"}}
-    parse({**base, "seeds": {"probe": "ferret", "schedule": "linear"}, "mixing": {"rule": "nna", "gossip_steps": 2}})
+    parse({**base, "seeds": {"probe": "ferret"}, "mixing": {"rule": "nna", "gossip_steps": 2}})
     with pytest.raises(ConfigError, match=r"attack\.name = 'max_flip': is a lie about scalars; it needs exchange"):
         parse({**base, "attack": {"name": "max_flip"}})
 
 
 def test_what_fits_is_accepted() -> None:
     config_of(seeds={"probe": "ferret", "directions": "shared"}, local={"sam_rho": 0.1})
-    config_of(seeds={"schedule": "cosine"}, rounds={"max": 9})
+    config_of(local={"schedule": "cosine"}, rounds={"max": 9})
     config_of(seeds={"memory": "lean", "authority": ["0f" * 32]})
     config_of(seeds={"directions": "pool", "pool": 8, "parts": 8})
     config_of(seeds={"pool": 7, "parts": 8})

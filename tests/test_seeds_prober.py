@@ -280,7 +280,7 @@ def test_evaluation_is_due_every_so_often_and_at_the_end() -> None:
 def test_the_schedule_is_in_the_scalars() -> None:
     sums: dict[str, list[int]] = {}
     for schedule in ("constant", "linear", "cosine"):
-        prober = prober_of(seeds={"probes": 64, "schedule": schedule, "schedule_rounds": 4}, local={"steps": 1})
+        prober = prober_of(seeds={"probes": 64}, local={"steps": 1, "schedule": schedule, "schedule_rounds": 4})
         sums[schedule] = [int(np.abs(noise.decode(bytes(prober.train(round).payload))).sum()) for round in (1, 3, 5, 9)]
     whole = np.array(sums["constant"])
     np.testing.assert_allclose(np.array(sums["linear"]) / whole, [1, 0.5, 0, 0], atol=0.03)
@@ -374,7 +374,8 @@ def test_what_differs_has_a_name(tables: dict[str, Any], field: str) -> None:
 @pytest.mark.parametrize(
     "tables",
     [
-        {"seeds": {"probe": "sign", "epsilon": 0.01, "gossip_s": 3.0, "schedule": "linear", "schedule_rounds": 5}},
+        {"seeds": {"probe": "sign", "epsilon": 0.01, "gossip_s": 3.0}},
+        {"local": {"schedule": "linear", "schedule_rounds": 5}},
         {"seeds": {"objective": "score"}},
         {"seeds": {"probes": 2, "unit_log2": -15}, "local": {"steps": 1, "optimizer": "adam", "lr": 0.3}},
         {"seeds": {"parameters": "."}},

@@ -246,7 +246,7 @@ def test_own_task_that_fails_says_why(
     [
         (
             {"name": "digit"},
-            "unknown; known are digits, chars, docstrings, classification, causal_lm, or your own as module:function",
+            "unknown; known are digits, mnist, cifar10, chars, docstrings, classification, causal_lm, or your own",
         ),
         ({"options": {"modell": "cnn"}}, "task.options.modell: digits has no such option; it has model"),
         ({"options": {"model": "vit"}}, "should be one of mlp, cnn"),

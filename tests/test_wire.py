@@ -152,7 +152,7 @@ def hello(**fields: object) -> bytes:
         ([b""], "first frame is unknown"),
         ([*HEARD, *HEARD], "second hello"),
         ([*HEARD, b""], "unknown here"),
-        ([*HEARD, b"\x7a\x01x"], "unknown here"),
+        ([*HEARD, b"\x82\x01\x01x"], "unknown here"),
         ([*HEARD, b"\xff" * 20], "no frame of this protocol"),
         ([*HEARD, b"\x12\x03\x0a\x01\xff"], "no frame of this protocol"),
         ([*HEARD, b"\x32"], "no frame of this protocol"),

@@ -1,14 +1,16 @@
-"""Folding models into one: CPU tensors go to `cpu` (numba, all of torch's threads), those of any other device to
-`reference`.
+"""Folding models into one: CPU tensors go to `cpu` (numba, all of torch's threads), those on CUDA to `cuda` (Triton),
+those of any other device, and where there is no Triton, to `reference`.
 
 Shapes: D parameters, K neighbours, N = K + 1 vectors, ours first. Vectors are contiguous, of float32, float64, bfloat16
-or float16, all of one dtype on one device. `cpu` calculates 16-bit floats in float32 and rounds last, where
-`reference` rounds each step. Arguments that cannot be meant raise ValueError.
+or float16, all of one dtype on one device. `cpu` and `cuda` calculate 16-bit floats in float32 and round last, where
+`reference` rounds each step. Rows of int8 codes have their own kernels, which never make floats of a whole row; rows
+that stay in the host's memory go through `streams`. Arguments that cannot be meant raise ValueError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from types import ModuleType
 
 import numpy as np
@@ -18,7 +20,17 @@ from torch import Tensor
 
 from . import reference
 
-__all__ = ["around", "combine", "gram", "mean", "nna", "ranks", "squares"]
+__all__ = [
+    "around",
+    "combine",
+    "combine_quantised",
+    "gram",
+    "mean",
+    "nna",
+    "ranks",
+    "squares",
+    "squares_quantised",
+]
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -44,8 +56,7 @@ def nna(mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, f: int) -> Tensor:
 def combine(mine_D: Tensor, theirs_KD: Tensor, own: float, shares_K: Sequence[float]) -> Tensor:
     """Weighted sum; see `reference.combine`."""
     form = _form(mine_D, theirs_KD)
-    if len(shares_K) != len(theirs_KD):
-        raise ValueError(f"shares_K: {len(shares_K)} for {len(theirs_KD)} rows")
+    _check_shares(shares_K, len(theirs_KD))
     mixed_D: Tensor = form.combine(mine_D, theirs_KD, own, shares_K)
     return mixed_D
 
@@ -64,6 +75,25 @@ def gram(mine_D: Tensor, theirs_KD: Tensor) -> NDArray[np.float64]:
     the product of two distances."""
     gram_KK: NDArray[np.float64] = _form(mine_D, theirs_KD).gram(mine_D, theirs_KD)
     return gram_KK
+
+
+def combine_quantised(
+    mine_D: Tensor, codes_KD: Tensor, scales_KB: Tensor, block: int, own: float, shares_K: Sequence[float]
+) -> Tensor:
+    """Weighted sum of ours and rows of int8 codes, of which `block` share a float32 scale; see
+    `reference.combine_quantised`."""
+    form = _form_quantised(mine_D, codes_KD, scales_KB, block)
+    _check_shares(shares_K, len(codes_KD))
+    mixed_D: Tensor = form.combine_quantised(mine_D, codes_KD, scales_KB, block, own, shares_K)
+    return mixed_D
+
+
+def squares_quantised(mine_D: Tensor, codes_KD: Tensor, scales_KB: Tensor, block: int) -> NDArray[np.float64]:
+    """Squared distances of rows of int8 codes to ours; see `reference.squares_quantised`. The error is as that of
+    `squares`."""
+    form = _form_quantised(mine_D, codes_KD, scales_KB, block)
+    squares_K: NDArray[np.float64] = form.squares_quantised(mine_D, codes_KD, scales_KB, block)
+    return squares_K
 
 
 def ranks(
@@ -95,22 +125,65 @@ def around(
 
 
 def _form(mine_D: Tensor, theirs_KD: Tensor) -> ModuleType:
-    """The implementation for these. Imported on first use: numba takes a second."""
-    if mine_D.dtype not in FLOATS:
-        raise ValueError(f"mine_D: should be of floats, is {mine_D.dtype}")
-    if mine_D.ndim != 1 or not mine_D.is_contiguous():
-        raise ValueError(f"mine_D: should be flat and contiguous, is {list(mine_D.shape)} by {mine_D.stride()}")
+    """The implementation for these."""
+    _check_mine(mine_D)
     if theirs_KD.ndim != 2 or theirs_KD.shape[1] != mine_D.numel() or not theirs_KD.is_contiguous():
-        layout = f"{list(theirs_KD.shape)} by {theirs_KD.stride()}"
-        raise ValueError(f"theirs_KD: should be contiguous rows of {mine_D.numel()}, is {layout}")
+        raise ValueError(f"theirs_KD: should be contiguous rows of {mine_D.numel()}, is {_layout(theirs_KD)}")
     if theirs_KD.dtype != mine_D.dtype or theirs_KD.device != mine_D.device:
         theirs, mine = (f"{tensor.dtype} on {tensor.device}" for tensor in (theirs_KD, mine_D))
         raise ValueError(f"theirs_KD: {theirs}, mine_D is {mine}")
-    if not mine_D.is_cpu:
-        return reference
-    from . import cpu
+    return _form_on(mine_D.device.type)
 
-    return cpu
+
+def _form_quantised(mine_D: Tensor, codes_KD: Tensor, scales_KB: Tensor, block: int) -> ModuleType:
+    """The implementation for these."""
+    _check_mine(mine_D)
+    if block < 1:
+        raise ValueError(f"block = {block}: should be at least 1")
+    shape = (len(codes_KD), -(-mine_D.numel() // block))
+    wanted = {
+        "codes_KD": (codes_KD, torch.int8, (shape[0], mine_D.numel())),
+        "scales_KB": (scales_KB, torch.float32, shape),
+    }
+    for name, (tensor, dtype, dimensions) in wanted.items():
+        if tensor.dtype != dtype or tensor.shape != dimensions or not tensor.is_contiguous():
+            found = f"{tensor.dtype} {_layout(tensor)}"
+            raise ValueError(f"{name}: should be contiguous {dtype} {list(dimensions)}, is {found}")
+        if tensor.device != mine_D.device:
+            raise ValueError(f"{name}: on {tensor.device}, mine_D is on {mine_D.device}")
+    return _form_on(mine_D.device.type)
+
+
+@cache
+def _form_on(kind: str) -> ModuleType:
+    """The implementation for a kind of device. Imported on first use: numba and Triton take a second."""
+    if kind == "cpu":
+        from . import cpu
+
+        return cpu
+    if kind == "cuda":
+        try:
+            from . import cuda
+        except ModuleNotFoundError:  # torch has no Triton everywhere
+            return reference
+        return cuda
+    return reference
+
+
+def _check_mine(mine_D: Tensor) -> None:
+    if mine_D.dtype not in FLOATS:
+        raise ValueError(f"mine_D: should be of floats, is {mine_D.dtype}")
+    if mine_D.ndim != 1 or not mine_D.is_contiguous():
+        raise ValueError(f"mine_D: should be flat and contiguous, is {_layout(mine_D)}")
+
+
+def _layout(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} by {tensor.stride()}"
+
+
+def _check_shares(shares_K: Sequence[float], rows: int) -> None:
+    if len(shares_K) != rows:
+        raise ValueError(f"shares_K: {len(shares_K)} for {rows} rows")
 
 
 def _check_weights(weights_K: Tensor, rows: int) -> None:

@@ -23,14 +23,15 @@ from murmurate.kernels.vectors import BYTE
 
 from . import loops
 from .networks import MIXED, TILE, batcher
-from .reference import nearest
+from .reference import shares_of_nearest
 
 # Parameters of `combine` at a time. Measured (Zen 4, K = 16, D = 1e7): 2048 takes a fifth longer.
 CHUNK = 512
 # Parameters whose products are summed in the models' precision, before float64 takes over. Measured: 2048 takes
 # half as long again, for then the rows of `gram` leave the first cache.
 BLOCK = 512
-PIECES = 256  # of `squares` and `gram`, each with sums of its own
+PIECES = 256  # of `squares` and `gram`, each with sums of its own,
+PIECE = 8192  # and no shorter: a call costs 4 us, which was half of all for a model of 6,570 parameters
 WORK = 2**13  # values sorted at a time: 32 KiB
 NETWORK_MAX = 33  # rows that are sorted in registers, with machine code of their own; more follow a table
 NARROW = 2**15  # parameters of a narrow result at a time: more, and torch rounds them with threads of its own
@@ -47,24 +48,25 @@ def mean(mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor) -> Tensor:
 def nna(mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, f: int) -> Tensor:
     """As `reference.nna`."""
     del weights_K
-    kept = nearest(squares(mine_D, theirs_KD).tolist(), f)
-    share = 1 / (len(kept) + 1)
-    shares = np.zeros(len(theirs_KD))
-    shares[kept] = share
-    return combine(mine_D, theirs_KD, share, shares.tolist())
+    return combine(mine_D, theirs_KD, *shares_of_nearest(squares(mine_D, theirs_KD).tolist(), f))
 
 
 def combine(mine_D: Tensor, theirs_KD: Tensor, own: float, shares_K: Sequence[float]) -> Tensor:
     """As `reference.combine`."""
     mine, theirs, dtype = _array(mine_D), _array(theirs_KD), _wide(mine_D)
-    shares_of = np.asarray(shares_K, dtype=np.float64)
-    rows = np.flatnonzero(shares_of)
-    shares, ours = shares_of[rows].astype(dtype), dtype.type(own)
+    ours, rows, shares = _shares(own, shares_K, dtype)
 
     def fill(out: NDArray[Any], begin: int, end: int) -> None:
         loops.combine(out, mine, theirs, begin, end, ours, rows, shares, CHUNK)
 
     return _columns(mine_D, fill, CHUNK)
+
+
+def _shares(own: float, shares_K: Sequence[float], dtype: np.dtype[Any]) -> tuple[Any, NDArray[Any], NDArray[Any]]:
+    """Ours, the rows with a share, and theirs."""
+    shares_of = np.asarray(shares_K, dtype=np.float64)
+    rows = np.flatnonzero(shares_of)
+    return dtype.type(own), rows, shares_of[rows].astype(dtype)
 
 
 def squares(mine_D: Tensor, theirs_KD: Tensor) -> NDArray[np.float64]:
@@ -75,6 +77,31 @@ def squares(mine_D: Tensor, theirs_KD: Tensor) -> NDArray[np.float64]:
         loops.squares(totals_K, mine, theirs, begin, end, np.empty((2, BLOCK), dtype))
 
     return _totals(mine_D, (len(theirs),), add)
+
+
+def combine_quantised(
+    mine_D: Tensor, codes_KD: Tensor, scales_KB: Tensor, block: int, own: float, shares_K: Sequence[float]
+) -> Tensor:
+    """As `reference.combine_quantised`."""
+    mine, codes, scales, dtype = _array(mine_D), _array(codes_KD), _array(scales_KB), _wide(mine_D)
+    ours, rows, shares = _shares(own, shares_K, dtype)
+
+    def fill(out: NDArray[Any], begin: int, end: int) -> None:
+        row = np.empty(CHUNK, np.float32)
+        loops.combine_quantised(out, mine, codes, scales, block, begin, end, ours, rows, shares, row)
+
+    return _columns(mine_D, fill, CHUNK)
+
+
+def squares_quantised(mine_D: Tensor, codes_KD: Tensor, scales_KB: Tensor, block: int) -> NDArray[np.float64]:
+    """As `reference.squares_quantised`."""
+    mine, codes, scales = _array(mine_D), _array(codes_KD), _array(scales_KB)
+
+    def add(totals_K: NDArray[np.float64], begin: int, end: int, dtype: np.dtype[Any]) -> None:
+        work, row = np.empty((2, BLOCK), dtype), np.empty(BLOCK, np.float32)
+        loops.squares_quantised(totals_K, mine, codes, scales, block, begin, end, work, row)
+
+    return _totals(mine_D, (len(codes),), add)
 
 
 def gram(mine_D: Tensor, theirs_KD: Tensor) -> NDArray[np.float64]:
@@ -185,7 +212,7 @@ def _totals(
     A piece whose sum float32 cannot hold is summed in float64: differences of 1e20 are finite.
     """
     size, dtype = mine_D.numel(), _wide(mine_D)
-    length = BLOCK * max(1, math.ceil(size / (BLOCK * PIECES)))
+    length = BLOCK * max(PIECE // BLOCK, math.ceil(size / (BLOCK * PIECES)))
     parts = np.zeros((-(-size // length), *shape))
 
     def run(begin: int, end: int) -> None:

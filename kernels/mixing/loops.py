@@ -86,20 +86,89 @@ def squares(totals_K: F64, mine_D: Rows, theirs_KD: Rows, begin: int, end: int, 
     for start in range(begin, end, chunk):
         stop = min(start + chunk, end)
         load(mine[: stop - start], mine_D, start)
-        whole = (stop - start) // SUMS * SUMS
         for k in range(len(theirs_KD)):
             theirs = theirs_KD[k, start:stop]
             fetch(theirs, 0, len(theirs))
-            sums[:] = 0
-            for first in range(0, whole, SUMS):
-                for p in range(SUMS):
-                    difference = wide(theirs[first + p]) - mine[first + p]
-                    sums[p] += difference * difference
-            for p in range(len(theirs) - whole):
-                difference = wide(theirs[whole + p]) - mine[whole + p]
-                sums[p] += difference * difference
-            for p in range(SUMS):
-                totals_K[k] += np.float64(sums[p])
+            add_square(totals_K, k, mine, theirs, sums)
+
+
+@jit
+def add_square(totals_K: F64, k: int, mine: Floats, theirs: Rows, sums: Floats) -> None:
+    """Add one chunk's squared distance to one total; as many partial sums as `sums` is long."""
+    whole = len(theirs) // SUMS * SUMS
+    sums[:] = 0
+    for first in range(0, whole, SUMS):
+        for p in range(SUMS):
+            difference = wide(theirs[first + p]) - mine[first + p]
+            sums[p] += difference * difference
+    for p in range(len(theirs) - whole):
+        difference = wide(theirs[whole + p]) - mine[whole + p]
+        sums[p] += difference * difference
+    for p in range(SUMS):
+        totals_K[k] += np.float64(sums[p])
+
+
+@jit
+def dequantise(into: Floats, codes_D: Ints, scales_B: Floats, block: int, start: int) -> None:
+    """Code x scale from parameter `start` on, where `block` codes share a scale."""
+    fetch(codes_D, start, len(into))
+    stop = start + len(into)
+    for b in range(start // block, (stop - 1) // block + 1):
+        first, scale = max(start, b * block), scales_B[b]
+        codes = codes_D[first : min(stop, (b + 1) * block)]
+        part = into[first - start :]
+        for p in range(len(codes)):
+            part[p] = np.float32(codes[p]) * scale
+
+
+@jit
+def combine_quantised(
+    out: Floats,
+    mine_D: Rows,
+    codes_KD: Ints,
+    scales_KB: Floats,
+    block: int,
+    begin: int,
+    end: int,
+    own: Any,
+    rows: Ints,
+    shares: Floats,
+    row: Floats,
+) -> None:
+    """See `reference.combine_quantised`; `row` is as long as a chunk."""
+    for start in range(begin, end, len(row)):
+        stop = min(start + len(row), end)
+        mixed, mine, theirs = out[start - begin : stop - begin], mine_D[start:stop], row[: stop - start]
+        for p in range(len(mixed)):
+            mixed[p] = wide(mine[p]) * own
+        for k in range(len(rows)):
+            dequantise(theirs, codes_KD[rows[k]], scales_KB[rows[k]], block, start)
+            share = shares[k]
+            for p in range(len(mixed)):
+                mixed[p] += theirs[p] * share
+
+
+@jit
+def squares_quantised(
+    totals_K: F64,
+    mine_D: Rows,
+    codes_KD: Ints,
+    scales_KB: Floats,
+    block: int,
+    begin: int,
+    end: int,
+    work: Floats,
+    row: Floats,
+) -> None:
+    """Add the squared distances of these parameters; `work` is as for `squares`, and `row` as long as a chunk."""
+    mine, sums = work[0], work[1, :SUMS]
+    for start in range(begin, end, len(row)):
+        stop = min(start + len(row), end)
+        load(mine[: stop - start], mine_D, start)
+        theirs = row[: stop - start]
+        for k in range(len(codes_KD)):
+            dequantise(theirs, codes_KD[k], scales_KB[k], block, start)
+            add_square(totals_K, k, mine, theirs, sums)
 
 
 @jit
@@ -220,7 +289,7 @@ def mean_of(into: Floats, work: Floats, first: int, last: int) -> None:
 
 @jit
 def nearest_mean(into: Floats, work: Floats, first: int, last: int, keep: int, scratch: Floats) -> None:
-    """The mean of the window of `keep` rows whose farther end is nearest to the mean of rows `first` to `last`."""
+    """The mean of the `keep` rows, one below the other, that are nearest to the mean of rows `first` to `last`."""
     pitch = work.shape[1]
     mean_of(scratch, work, first, last)
     for lane in range(0, pitch, lanes_of(work)):

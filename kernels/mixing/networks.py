@@ -132,8 +132,9 @@ def add_tile(_typing: Any, lanes: Any, place: Any, work: Any, row: Any, column: 
 def window_lanes(_typing: Any, into: Any, at: Any, work: Any, pitch: Any, rows: Any, keep: Any) -> Any:
     """(into, at, work, pitch, rows, keep): replace a vector of means by the sums of the windows around each.
 
-    A window is `keep` of the `rows` of `work`, one below the other: of all, the lowest of those whose farther end is
-    nearest to the mean, and the lowest of all where no distance is finite.
+    A window is `keep` of the `rows` of `work`, one below the other. From the lowest on it moves up while the value that
+    it loses is farther below the mean than the one that it wins is above; NaN at the low end is lost, at the high end
+    it is not won.
     """
     del at, pitch, rows, keep
 
@@ -150,18 +151,15 @@ def window_lanes(_typing: Any, into: Any, at: Any, work: Any, pitch: Any, rows: 
             return splat(builder, builder.trunc(number, numbers.element), numbers)
 
         centre = target.load(at)
-        nearest, begin = cgutils.alloca_once(builder, source.type), cgutils.alloca_once(builder, numbers)
-        builder.store(ir.Constant(source.type, [math.inf] * source.lanes), nearest)
+        lost, begin = cgutils.alloca_once(builder, source.type), cgutils.alloca_once(builder, numbers)
+        infinite = ir.Constant(source.type, [math.inf] * source.lanes)
+        builder.store(builder.fsub(centre, row(ir.Constant(I64, 0))), lost)
         builder.store(ir.Constant(numbers, [0] * source.lanes), begin)
-        beyond = builder.sub(keep, one)
-        with cgutils.for_range_slice(builder, ir.Constant(I64, 0), builder.sub(rows, beyond), one) as (low, _):
-            below = distance(builder, centre, row(low))
-            above = distance(builder, row(builder.add(low, beyond)), centre)
-            farther = builder.select(builder.fcmp_ordered(">", below, above), below, above)
-            least = builder.load(nearest)
-            # Each for itself: what is NaN is never less.
-            closer = builder.and_(builder.fcmp_ordered("<", below, least), builder.fcmp_ordered("<", above, least))
-            builder.store(builder.select(closer, farther, least), nearest)
+        with cgutils.for_range_slice(builder, one, builder.sub(rows, builder.sub(keep, one)), one) as (low, _):
+            won = builder.fsub(row(builder.add(low, builder.sub(keep, one))), centre)
+            nearer = builder.fcmp_unordered("<", won, builder.load(lost))
+            closer = builder.and_(builder.fcmp_ordered("<", won, infinite), nearer)
+            builder.store(builder.fsub(centre, row(low)), lost)
             builder.store(builder.select(closer, in_all_lanes(low), builder.load(begin)), begin)
         zero = ir.Constant(source.type, [0.0] * source.lanes)
         total = cgutils.alloca_once(builder, source.type)
@@ -176,13 +174,6 @@ def window_lanes(_typing: Any, into: Any, at: Any, work: Any, pitch: Any, rows: 
         return context.get_dummy_value()
 
     return types.void(into, types.intp, work, types.intp, types.intp, types.intp), generate
-
-
-def distance(builder: Any, a: Any, b: Any) -> Any:
-    """|a - b|, by clearing the sign bit."""
-    bits = ir.VectorType(ir.IntType(64 if isinstance(a.type.element, ir.DoubleType) else 32), a.type.count)
-    largest = ir.Constant(bits, [2 ** (bits.element.width - 1) - 1] * bits.count)
-    return builder.bitcast(builder.and_(builder.bitcast(builder.fsub(a, b), bits), largest), a.type)
 
 
 @intrinsic

@@ -37,6 +37,13 @@ def nna(
     return (mine_D + theirs_KD[kept].sum(0)) / (len(kept) + 1)
 
 
+def shares_of_nearest(squares_K: Sequence[float], f: int) -> tuple[float, list[float]]:
+    """(own share, the rows' [K]) with which `combine` gives what `nna` does."""
+    kept = set(nearest(squares_K, f))
+    share = 1 / (len(kept) + 1)
+    return share, [share if row in kept else 0.0 for row in range(len(squares_K))]
+
+
 def nearest(squares_K: Sequence[float], f: int) -> list[int]:
     """The rows to keep, ascending: the K - f smallest squares, ties in row order, never one that is not finite."""
     order = sorted((square, row) for row, square in enumerate(squares_K) if math.isfinite(square))
@@ -63,6 +70,34 @@ def gram(mine_D: Tensor, theirs_KD: Tensor, accumulate: torch.dtype = torch.floa
     return (differences_KD @ differences_KD.T).double().cpu().numpy()
 
 
+def combine_quantised(
+    mine_D: Tensor, codes_KD: Tensor, scales_KB: Tensor, block: int, own: float, shares_K: Sequence[float]
+) -> Tensor:
+    """`combine` with the rows that int8 codes stand for: f32(code x scale), where `block` codes share a scale."""
+    wide_D = _widened(mine_D)
+    mixed_D = wide_D * own
+    for row, share in enumerate(shares_K):
+        if share:
+            mixed_D = mixed_D + dequantised(codes_KD[row], scales_KB[row], block).to(mixed_D.dtype) * share
+    return mixed_D.to(mine_D.dtype)
+
+
+def squares_quantised(mine_D: Tensor, codes_KD: Tensor, scales_KB: Tensor, block: int) -> NDArray[np.float64]:
+    """`squares` of the rows that int8 codes stand for, as in `combine_quantised` [K]."""
+    wide_D = _widened(mine_D)
+    rows = zip(codes_KD, scales_KB, strict=True)
+    return np.array([squares(wide_D, dequantised(*row, block).to(wide_D.dtype)[None])[0] for row in rows], np.float64)
+
+
+def dequantised(codes_D: Tensor, scales_B: Tensor, block: int) -> Tensor:
+    """float32 [D]."""
+    return codes_D.float() * scales_B.repeat_interleave(block)[: len(codes_D)]
+
+
+def _widened(mine_D: Tensor) -> Tensor:
+    return mine_D.to(torch.promote_types(mine_D.dtype, torch.float32))
+
+
 def ranks(
     mine_D: Tensor, theirs_KD: Tensor, first: int, last: int, matrix_MN: NDArray[np.float64] | None = None
 ) -> Tensor:
@@ -71,7 +106,7 @@ def ranks(
     Of N values, or of the M that `matrix_MN` makes of them before (its columns: ours, then the rows; what it has 0 of
     is not read). NaN with its sign bit set comes before everything else, any other behind everything else.
     """
-    return _sorted(mine_D, theirs_KD, matrix_MN)[first:last].mean(0)
+    return in_order(mine_D, theirs_KD, matrix_MN)[first:last].mean(0)
 
 
 def around(
@@ -84,19 +119,28 @@ def around(
 ) -> Tensor:
     """Per parameter, the mean of the `keep` values nearest to the mean of the places first, ..., last - 1 [D].
 
-    The values as in `ranks`. In ascending order those are `keep` neighbours: of all such windows the one whose farther
-    end is nearest, the lowest if several are.
+    The values as in `ranks`. In ascending order those are `keep` neighbours. Of a low and a high value that are equally
+    far, for one of which only there is room, the low one is kept.
     """
-    values_MD = _sorted(mine_D, theirs_KD, matrix_MN)
+    return nearest_mean(in_order(mine_D, theirs_KD, matrix_MN), first, last, keep)
+
+
+def nearest_mean(values_MD: Tensor, first: int, last: int, keep: int) -> Tensor:
+    """`around` of values in ascending order."""
     centre_D = values_MD[first:last].mean(0)
+    # The lowest window moves up while what it loses is farther below than what it wins is above; NaN at the low end is
+    # lost, at the high end it is not won.
+    lost_WD, won_WD = centre_D - values_MD[:-keep], values_MD[keep:] - centre_D
+    moves_WD = (won_WD < math.inf) & ~(lost_WD <= won_WD)
+    steps_W1 = torch.arange(1, len(moves_WD) + 1, device=moves_WD.device)[:, None]
+    begin_D = torch.cat([moves_WD.new_zeros(1, centre_D.numel()).long(), moves_WD * steps_W1]).amax(0)
     windows_WMD = values_MD.unfold(0, keep, 1).transpose(1, 2)  # [W, keep, D]
-    farthest_WD = torch.maximum((centre_D - windows_WMD[:, 0]).abs(), (windows_WMD[:, -1] - centre_D).abs())
-    best_D = farthest_WD.nan_to_num(nan=math.inf, posinf=math.inf).argmin(0)
     means_WD = windows_WMD.mean(1)
-    return means_WD.gather(0, best_D[None])[0]
+    return means_WD.gather(0, begin_D[None])[0]
 
 
-def _sorted(mine_D: Tensor, theirs_KD: Tensor, matrix_MN: NDArray[np.float64] | None) -> Tensor:
+def in_order(mine_D: Tensor, theirs_KD: Tensor, matrix_MN: NDArray[np.float64] | None) -> Tensor:
+    """The values that `ranks` takes its places of, ascending [N or M, D]."""
     values_ND = torch.cat([mine_D[None], theirs_KD])
     if matrix_MN is not None:
         shares_MN = torch.from_numpy(matrix_MN).to(values_ND)

@@ -27,11 +27,16 @@ SUMS = 1024  # of a reading: in the first cache, and no sum waits for another
 APART = 0.01  # of models that train on the same task, relative to their parameters; a guess
 
 
-def models(rows: int, size: int) -> tuple[Tensor, Tensor]:
+def is_here(device: str) -> bool:
+    """Whether it is one to measure on, and this machine has it."""
+    return device == "cpu" or (device == "cuda" and torch.cuda.is_available())
+
+
+def models(rows: int, size: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Ours and theirs, a hundredth apart."""
-    draw = torch.Generator().manual_seed(0)
-    mine_D = torch.randn(size, generator=draw)
-    theirs_KD = torch.empty(rows, size)
+    draw = torch.Generator(device).manual_seed(0)
+    mine_D = torch.randn(size, generator=draw, device=device)
+    theirs_KD = torch.empty((rows, size), device=device)
     for theirs_D in theirs_KD:
         torch.randn(size, generator=draw, out=theirs_D).mul_(APART).add_(mine_D)
     return mine_D, theirs_KD
@@ -63,7 +68,7 @@ def add_up(flat: NDArray[np.float32], begin: int, end: int, sums: NDArray[np.flo
 
 def uniform(theirs_KD: Tensor) -> Tensor:
     """The weights of a complete graph [K]."""
-    return torch.full((len(theirs_KD),), 1 / (len(theirs_KD) + 1))
+    return torch.full((len(theirs_KD),), 1 / (len(theirs_KD) + 1), device=theirs_KD.device)
 
 
 def _middle(theirs_KD: Tensor) -> tuple[int, int]:

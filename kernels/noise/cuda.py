@@ -37,6 +37,8 @@ try:
 except ImportError as error:
     raise RuntimeError("directions on a CUDA tensor need the package triton: pip install triton") from error
 
+from murmurate.kernels.rounding import rounded
+
 PARTIALS = 2**20  # float64 in the groups' partial sums of `project`: 8 MiB
 OPTIONS = {"enable_fp_fusion": False}
 TRANSFORM_OPTIONS = {**OPTIONS, "num_warps": 16}
@@ -191,16 +193,6 @@ def step_of(keys, indices, signs, first, epsilon):
     odd = odd ^ (odd >> 1)
     odd = (odd ^ sign_bits(signs, first, TILE) ^ (field >> LOG2)) & 1
     return tl.where(odd == 1, -epsilon, epsilon)
-
-
-@triton.jit
-def rounded(x, dtype: tl.constexpr):
-    """float32 to `dtype`, to nearest, ties to even. bfloat16 by hand: the interpreter would cut the bits off."""
-    if dtype == tl.bfloat16:
-        bits = x.to(tl.int32, bitcast=True)
-        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
-        x = tl.where(x == x, nearest.to(tl.float32, bitcast=True), x)
-    return x.to(dtype)
 
 
 @triton.jit

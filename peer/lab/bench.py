@@ -192,9 +192,9 @@ def bench_replay(repeats: int, step: Step, parameters: int) -> dict[str, Any]:
     return report(repeats, figures, rows=rows, **fixed)
 
 
-def bench_mixing(repeats: int, step: Step, parameters: int) -> dict[str, Any]:
+def bench_mixing(repeats: int, step: Step, parameters: int, device: str = "cpu") -> dict[str, Any]:
     """Models into one beside torch's obvious forms, byzfl's, and one reading: a row per rule and neighbours."""
-    rows, figures, fixed = measure_mixing(repeats, step, parameters)
+    rows, figures, fixed = measure_mixing(repeats, step, parameters, device)
     return report(repeats, figures, rows=rows, **fixed)
 
 

@@ -49,9 +49,9 @@ def _configs(case: Case, seed: int) -> list[Config]:
     table: dict[str, Any] = {
         "swarm": {"seed": seed},
         "task": {"name": "digits"},
-        "local": {"steps": 1, "batch_size": 180, "lr": case.lr},  # as many examples as a peer has
+        "local": {"steps": 1, "batch_size": 180, "lr": case.lr, "schedule": "cosine"},  # as many examples as a peer has
         "exchange": {"name": "seeds"},
-        "seeds": {"directions": "shared", "probes": PROBES, "rule": case.rule, "schedule": "cosine"},
+        "seeds": {"directions": "shared", "probes": PROBES, "rule": case.rule},
         "mixing": {"f": 2 if case.rule in ("nna", "median") else 0},
         "topology": {"rule": "complete"},
         "rounds": {"max": case.rounds, "eval_every": max(1, case.rounds // LOOKS)},

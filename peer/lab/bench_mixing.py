@@ -9,7 +9,7 @@ from typing import Any
 from murmurate.kernels.mixing import yardsticks
 from murmurate.kernels.noise.yardsticks import kind_and_threads, seconds
 from murmurate.peer.config import Mixing
-from murmurate.peer.errors import LocalError
+from murmurate.peer.errors import ConfigError, LocalError
 from murmurate.peer.learning.mixing import make_mixer
 
 COUNTS = (8, 16, 32)
@@ -29,21 +29,23 @@ OURS: dict[str, yardsticks.Ours] = {**yardsticks.OURS, "nnm_trimmed_mean": _nnm_
 
 
 def measure_mixing(
-    repeats: int, step: Callable[[], object], parameters: int
+    repeats: int, step: Callable[[], object], parameters: int, device: str = "cpu"
 ) -> tuple[list[dict[str, Any]], dict[str, list[float]], dict[str, Any]]:
     """(a row per rule and number of neighbours, figures per repetition, what was fixed).
 
     `step` is called after each repetition. Ratios are taken within a repetition, and a row holds medians. A quarter of
-    the neighbours may lie.
+    the neighbours may lie. Raises ConfigError for a device that is neither the CPU nor a GPU of this machine.
     """
-    device, threads = kind_and_threads("cpu")
+    if not yardsticks.is_here(device):
+        raise ConfigError(f"--device {device}: should be cpu, or cuda on a machine with a GPU that torch can use")
+    device, threads = kind_and_threads(device)
     others = {"torch": yardsticks.PLAIN, "byzfl": yardsticks.byzfl()}
     times: dict[int, list[Times]] = {count: [] for count in COUNTS}
     for count in COUNTS:
-        _warm_up(count, others)
+        _warm_up(count, device, others)
     for _ in range(repeats):
         for count in COUNTS:
-            times[count].append(_once(count, parameters, others))
+            times[count].append(_once(count, parameters, device, others))
         step()
     rows = [_row(rule, count, parameters, device, times[count]) for count in COUNTS for rule in OURS]
     figures = {f"read_bytes_per_s {k}": [_bytes(k, parameters) / once["read"] for once in times[k]] for k in COUNTS}
@@ -56,10 +58,10 @@ def measure_mixing(
     return rows, figures, fixed
 
 
-def _warm_up(count: int, others: Mapping[str, Mapping[str, yardsticks.Plain]]) -> None:
+def _warm_up(count: int, device: str, others: Mapping[str, Mapping[str, yardsticks.Plain]]) -> None:
     """Compile everything."""
-    mine_D, theirs_KD = yardsticks.models(count, 1000)
-    yardsticks.read(theirs_KD)
+    mine_D, theirs_KD = yardsticks.models(count, 1000, device)
+    _reading(theirs_KD, device)
     for rule in OURS.values():
         rule(mine_D, theirs_KD, count // 4)
     for rules in others.values():
@@ -67,10 +69,10 @@ def _warm_up(count: int, others: Mapping[str, Mapping[str, yardsticks.Plain]]) -
             rule(yardsticks.together(mine_D, theirs_KD, 1000), count // 4)
 
 
-def _once(count: int, parameters: int, others: Mapping[str, Mapping[str, yardsticks.Plain]]) -> Times:
+def _once(count: int, parameters: int, device: str, others: Mapping[str, Mapping[str, yardsticks.Plain]]) -> Times:
     """Seconds of everything, once; a rule and its rivals one after the other."""
     try:
-        mine_D, theirs_KD = yardsticks.models(count, parameters)
+        mine_D, theirs_KD = yardsticks.models(count, parameters, device)
         all_ND = yardsticks.together(mine_D, theirs_KD, PLAIN_PARAMETERS)
     except RuntimeError as error:  # torch's way to say that there is no memory
         raise LocalError(f"--parameters {parameters}: {str(error).splitlines()[0]}") from None
@@ -78,13 +80,20 @@ def _once(count: int, parameters: int, others: Mapping[str, Mapping[str, yardsti
     times: Times = {}
     reads: list[float] = []
     for name, rule in OURS.items():
-        reads.append(seconds(lambda: yardsticks.read(theirs_KD)))
-        times[name] = seconds(lambda rule=rule: rule(mine_D, theirs_KD, f))
+        reads.append(_reading(theirs_KD, device))
+        times[name] = seconds(lambda rule=rule: rule(mine_D, theirs_KD, f), device)
         for other, rules in others.items():
             if name in rules:
-                times[f"{name} {other}"] = scale * seconds(lambda plain=rules[name]: plain(all_ND, f))
+                times[f"{name} {other}"] = scale * seconds(lambda plain=rules[name]: plain(all_ND, f), device)
     # The best, for whatever else was slow about a reading was not memory; and ours is one row more.
     return {**times, "read": min(reads) * (count + 1) / count}
+
+
+def _reading(theirs_KD: Any, device: str) -> float:
+    """Seconds of one reading of all rows; on a GPU half of what a copy takes, which writes as much as it reads."""
+    if device == "cpu":
+        return seconds(lambda: yardsticks.read(theirs_KD))
+    return seconds(lambda: theirs_KD.clone(), device) / 2
 
 
 def _bytes(count: int, parameters: int) -> int:

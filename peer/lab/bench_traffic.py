@@ -46,8 +46,7 @@ def docstrings_table(probes: int) -> dict[str, Any]:
     rounds = 320 // probes
     return {
         "task": encoder(),
-        "local": {"steps": probes, "batch_size": 32, "lr": 5e-5},
-        "seeds": {"schedule": "linear"},
+        "local": {"steps": probes, "batch_size": 32, "lr": 5e-5, "schedule": "linear"},
         "rounds": {"max": rounds, "eval_every": 1},
     }
 

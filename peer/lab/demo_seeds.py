@@ -37,9 +37,9 @@ def demo_table(rounds: int, seed: int) -> dict[str, Any]:
     return {
         "swarm": {"name": "demo-seeds", "seed": seed},
         "task": encoder(),
-        "local": {"steps": 16, "batch_size": 32, "lr": 5e-5},
+        "local": {"steps": 16, "batch_size": 32, "lr": 5e-5, "schedule": "linear", "schedule_rounds": rounds},
         "exchange": {"name": "seeds"},
-        "seeds": {"schedule": "linear", "schedule_rounds": rounds, "gossip_s": 15.0},
+        "seeds": {"gossip_s": 15.0},
         "topology": {"rule": "ring"},
         # Who is done waits for the demo to look, and is then told to leave.
         "rounds": {"max": rounds, "deadline_s": TIMEOUT_S, "eval_every": 0},

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
-from typing import Protocol
+from typing import Protocol, cast
 
 from murmurate.peer.protocol.core import Peer
 from murmurate.peer.protocol.events import (
@@ -22,6 +22,8 @@ from murmurate.peer.protocol.events import (
     Effect,
     Envelope,
     Event,
+    Examine,
+    Examined,
     Fact,
     Fold,
     Folded,
@@ -55,7 +57,7 @@ from murmurate.peer.protocol.events import (
     Turn,
     Update,
 )
-from murmurate.peer.protocol.seams import Trainer
+from murmurate.peer.protocol.seams import Auditor, Trainer
 
 from .referee import Parcel, Referee
 from .schedule import Schedule, Trace, record
@@ -91,6 +93,8 @@ KINDS: dict[type[Event] | type[Effect], int] = {
     Installed: 27,
     Capture: 28,
     Install: 29,
+    Examine: 30,
+    Examined: 31,
 }
 """How events and effects are told apart in the trace."""
 
@@ -257,7 +261,7 @@ class ModelsLife(Life):
     def start(self, round: int) -> None:
         """The first event."""
         self._referee.started(round)
-        self.feed(Started(round), round, self.incarnation)
+        self.feed(Started(round, self.incarnation), round, self.incarnation)
 
     def receive(self, received: Received, sender: int) -> None:
         was_up = self.up
@@ -269,6 +273,8 @@ class ModelsLife(Life):
         match effect:
             case Mix() | Adopt():
                 self._begin(self._pace.mix_s, self._mix, effect)
+            case Examine():
+                self._schedule.after(self._pace.train_s, self._examine, effect)
             case Save():
                 self._home.save(self)
             case _:
@@ -281,7 +287,12 @@ class ModelsLife(Life):
         payload = Parcel.of(trained.payload, self.name, self.incarnation, Turn(round))
         self._trace.bytes.extend(payload)  # so that the digest also tells whether the arithmetic repeated
         self._home.sent(self, round, payload)
-        return Trained(round, payload, trained.complete)
+        return Trained(round, payload, trained.complete, trained.proof)
+
+    def _examine(self, effect: Examine) -> None:
+        """Not a job of its own: it fills pauses between the others, as in the daemon, where it waits for its turn."""
+        if self.up:
+            self.feed(cast(Auditor, self.trainer).examine(effect), effect.round)
 
     def _mix(self, effect: Mix | Adopt) -> Mixed:
         if isinstance(effect, Adopt):
@@ -290,4 +301,5 @@ class ModelsLife(Life):
         if not effect.pack:
             return mixed
         turn = Turn(effect.turn.round, effect.turn.hop + 1)
-        return Mixed(mixed.turn, Parcel.of(mixed.payload, self.name, self.incarnation, turn), mixed.malformed)
+        parcel = Parcel.of(mixed.payload, self.name, self.incarnation, turn)
+        return Mixed(mixed.turn, parcel, mixed.malformed, mixed.digests)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-from murmurate.peer.build import build_core, build_neighbourhood, build_topology, degree_min
+from murmurate.peer.build import build_auditing, build_core, build_neighbourhood, build_topology, degree_min
 from murmurate.peer.config import Config
 from murmurate.peer.errors import ConfigError
+from murmurate.peer.learning.attacks import Board
+from murmurate.peer.learning.audits import DIGEST_BYTES
 from murmurate.peer.learning.trainer import make_trainer, prepare
 from murmurate.peer.protocol.core import Peer
 from murmurate.peer.protocol.events import PeerId
@@ -34,11 +37,25 @@ def task_plan(
     fewest = degree_min(topology)
     prepare(configs[0])
 
+    lives = itertools.count()
+
     def make_core(i: int) -> Peer:
-        return build_core(configs[i], build_neighbourhood(configs[i], topology))
+        neighbourhood = build_neighbourhood(configs[i], topology)
+        secret = repr((seed, "audits", next(lives))).encode()
+        auditing = build_auditing(configs[i], neighbourhood, trainers[i], secret)
+        return build_core(configs[i], neighbourhood, auditing=auditing)
+
+    honest = frozenset(i for i, config in enumerate(configs) if config.attack.name == "none")
+    board = Board(frozenset(roster[i] for i in honest))
+
+    trainers: dict[int, Trainer] = {}
 
     def trainer(i: int) -> Trainer:
-        return make_trainer(configs[i], fewest)
+        trainers[i] = make_trainer(configs[i], fewest, board)
+        return trainers[i]
+
+    def on_sent(i: int, round: int, payload: bytes) -> None:
+        board.sent(roster[i], round, payload)
 
     return Plan(
         seed=seed,
@@ -50,7 +67,10 @@ def task_plan(
         weather=weather,
         storm_s=storm_s,
         calm_s=calm_s,
-        honest=frozenset(i for i, config in enumerate(configs) if config.attack.name == "none"),
+        honest=honest,
         payload_dtype=DTYPES[configs[0].exchange.dtype],
         history=True,
+        last=frozenset(i for i, config in enumerate(configs) if config.attack.omniscient),
+        on_sent=on_sent,
+        tail_bytes=DIGEST_BYTES if configs[0].audit.rate else 0,
     )

@@ -11,6 +11,8 @@ to cross a seam. Rules
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -74,8 +76,11 @@ class Buffers:
 
 
 def is_finite(vector: Tensor) -> bool:
-    """Whether no entry is NaN or infinite: one pass and no temporary, unlike `isfinite().all()`."""
-    return bool(torch.linalg.vector_norm(vector, ord=torch.inf).isfinite())
+    """Whether no entry is NaN or infinite: one pass and no temporary, unlike `isfinite().all()`.
+
+    A sum is finite only if all its terms are; one that is not may have overflowed, which the slower norm cannot.
+    """
+    return math.isfinite(vector.sum().item()) or bool(torch.linalg.vector_norm(vector, ord=torch.inf).isfinite())
 
 
 def _leave_file(module: nn.Module, trained_bytes: int) -> None:

@@ -121,6 +121,12 @@ def use_hyperparameters(optimizer: Optimizer, local: config.Local) -> None:
         group.update({key: value for key, value in {"lr": local.lr, **_options(local)}.items() if key in group})
 
 
+def use_lr(optimizer: Optimizer, lr: float) -> None:
+    """The learning rate of the next steps."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
 def _options(local: config.Local) -> dict[str, config.Option]:
     """What was given, over what is usual for this optimizer."""
     return {**DEFAULTS.get(local.optimizer.lower(), {}), **local.options}

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from murmurate.kernels import noise
 from murmurate.peer.config import Config
 from murmurate.peer.errors import ConfigError, LocalError
+from murmurate.peer.learning.attacks import distort_codes, task_of
 from murmurate.peer.learning.exchange.seeds import NONE, Changes, Ledger, Terms, sum_of
 from murmurate.peer.learning.exchange.states import (
     NoState,
@@ -39,19 +40,19 @@ from murmurate.peer.learning.exchange.states import (
     read_table,
 )
 from murmurate.peer.learning.exchange.votes import divide
-from murmurate.peer.learning.tasks import Task, make_task
+from murmurate.peer.learning.tasks import Task
 from murmurate.peer.protocol.events import Audit, Audited, Capture, Captured, Fold, Folded, Install, Installed, Trained
 from murmurate.peer.protocol.ground import PIECE_BYTES, PIECES_MAX
 from murmurate.peer.protocol.records import Origin
 from murmurate.peer.protocol.seams import Write
 
 from . import snapshot
-from .attacks import distort_codes
 from .evaluation import evaluate, is_due
 from .ferret import Ferret
 from .flat import Buffers, FlatModel, Schema, is_finite
 from .order import Batches
 from .probes import Objective, Step, find_probe
+from .rates import lr_of
 from .replica import Lean, base_of, digest, make_weights
 
 Codes = NDArray[np.uint8]
@@ -60,7 +61,7 @@ Ids = NDArray[np.uint64]
 
 def make_prober(config: Config) -> Prober:
     """The replica of the configuration."""
-    return Prober(config, make_task(config))
+    return Prober(config, task_of(config))
 
 
 def terms_of(config: Config) -> Terms:
@@ -172,7 +173,7 @@ class Prober:
         assert self._probe is not None
         config, probes = self._config, self._config.seeds.probes
         seed, first = self._batches.seed("dropout", self._round), (self._round - 1) * config.local.steps
-        rate = self._lr() / probes  # the mean of the probes is one step
+        rate = lr_of(self._config, self._round) / probes  # the mean of the probes is one step
         directions = self._directions_of_round()
         self._model.module.train()
         for indices_B in self._batches.of(first + self._step, first + config.local.steps):
@@ -199,7 +200,7 @@ class Prober:
         self._weights.settle()
         self._model.module.train()
         order = ((seed + step, indices_B) for step, indices_B in enumerate(self._batches.of(first, first + steps)))
-        update_D, losses = self._ferret.update(order, self._lr(), self._interrupted.is_set)
+        update_D, losses = self._ferret.update(order, lr_of(self._config, self._round), self._interrupted.is_set)
         self._losses = losses
         if update_D is None:
             return False
@@ -212,14 +213,6 @@ class Prober:
         scalars_K[~np.isfinite(scalars_K)] = np.nan
         self._codes = noise.encode(scalars_K / self._unit).tobytes()
         return True
-
-    def _lr(self) -> float:
-        """local.lr as the schedule has it in this round: from the whole towards 0 (never beyond)."""
-        seeds, lr = self._config.seeds, self._config.local.lr
-        if seeds.schedule == "constant":
-            return lr
-        done = min(1.0, (self._round - 1) / (seeds.schedule_rounds or self._config.rounds.max))
-        return lr * (1 - done) if seeds.schedule == "linear" else lr * (1 + math.cos(math.pi * done)) / 2
 
     def _move_ahead(self, directions: noise.Directions, codes: Codes) -> None:
         """Let a step's records move our weights at once, as much as they will in their own round."""

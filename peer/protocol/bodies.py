@@ -115,7 +115,39 @@ class Piece:
     data: bytes
 
 
-Body = Update | Heartbeat | Goodbye | Rumor | Have | Vector | Ask | Offer | Fetch | Piece
+class Source(NamedTuple):
+    """Whose model was mixed: of which of its lives and rounds."""
+
+    peer: PeerId
+    incarnation: int
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """How did your `round` begin? Send me this piece of the evidence."""
+
+    round: int
+    number: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One piece of `size` bytes of evidence: how the sender came from its round `before` to the beginning of `round`.
+
+    `sources`: whose models it mixed then, sorted by peer; told with piece 0 only, as is `before`. `size` 0: it holds
+    none of this round.
+    """
+
+    round: int
+    number: int
+    size: int
+    before: int = 0
+    sources: tuple[Source, ...] = ()
+    data: Payload = b""
+
+
+Body = Update | Heartbeat | Goodbye | Rumor | Have | Vector | Ask | Offer | Fetch | Piece | Question | Evidence
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ The caller's duties
    (seconds; never a wall clock).
 2. Answer every `Train` with one `Trained`, every `Mix` or `Adopt` with one `Mixed`, every `Sign` with one `Signed`,
    every `Fold` with one `Folded`, every `Audit` with one `Audited`, every `Capture` with one `Captured`, every
-   `Install` with one `Installed`; never feed from inside an effect.
+   `Install` with one `Installed`, every `Examine` with one `Examined`; never feed from inside an effect.
 3. `Send` is best effort: no answer, no error. Drop what cannot be delivered.
 4. Perform `Save` before a `Train` that follows it: the snapshot must not contain half of the next round.
 5. After `Leave`, stop feeding.
@@ -18,7 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from .events import Effect, Event, PeerId, PeerState, Send, Turn
+from .audits import Auditing, Audits
+from .events import Effect, Event, Interrupt, LeaveRequested, PeerId, PeerState, Send, Turn
 from .feeds import Feeds, Rules
 from .handover import Handover
 from .membership import Heartbeats, Membership
@@ -74,14 +75,19 @@ class Peer:
         heartbeat_s: float,
         timeout_s: float,
         seeds: Seeds | None = None,
+        auditing: Auditing | None = None,
     ) -> None:
-        """Without `seeds`, models are exchanged."""
+        """Without `seeds`, models are exchanged, and neighbours audited if `auditing` says how."""
         links = neighbourhood.links
         self.membership: Membership = Heartbeats(links, heartbeat_s, timeout_s, where=lambda: self.rounds.turn)
         self.feeds: Feeds | None = None
+        self.audits: Audits | None = None
         self._rumors: Rumors | None = None
         if seeds is None:
-            self.rounds: Pace = Rounds(neighbourhood, pacing, self.membership.alive)
+            rounds = Rounds(neighbourhood, pacing, self._counts if auditing else self.membership.alive)
+            self.rounds: Pace = rounds
+            if auditing is not None:
+                self.audits = Audits(auditing, neighbourhood, rounds.neighbours, self._counts)
             return
         self.feeds = Feeds(seeds.rules, seeds.verify)
         alive, state, vouchers = self.membership.alive, self.membership.state, seeds.vouchers
@@ -99,11 +105,38 @@ class Peer:
         if self.phase is Phase.LEFT:
             return []
         effects = self.membership.handle(event, now)  # first: the rounds ask who is alive
-        asked = self.rounds.handle(event, now) if self._rumors is None else self._gossip(self._rumors, event, now)
+        asked = self._exchange(event, now)
         for effect in asked:
             if isinstance(effect, Send):
                 self.membership.told(effect.to, now)
         return effects + asked
+
+    def _exchange(self, event: Event, now: float) -> list[Effect]:
+        if self._rumors is not None:
+            return self._gossip(self._rumors, event, now)
+        if self.audits is not None:
+            return self._audited(self.audits, event, now)
+        return self.rounds.handle(event, now)
+
+    def _audited(self, audits: Audits, event: Event, now: float) -> list[Effect]:
+        assert isinstance(self.rounds, Rounds)
+        if audits.bars(event):
+            return []
+        ends = isinstance(event, LeaveRequested) and audits.is_examining
+        effects: list[Effect] = [Interrupt()] if ends else []  # what would come out of it concerns nobody any more
+        effects += self.rounds.handle(event, now)
+        if self.phase is Phase.LEFT:
+            return effects
+        before = len(audits.banned)
+        effects += audits.handle(event, effects)
+        for peer in list(audits.banned)[before:]:
+            effects += (further := self.rounds.forget(peer, now))
+            audits.watch(further)
+        return effects
+
+    def _counts(self, peer: PeerId) -> bool:
+        """Whether it is worth waiting for `peer`."""
+        return self.membership.alive(peer) and (self.audits is None or peer not in self.audits.banned)
 
     def _gossip(self, rumors: Rumors, event: Event, now: float) -> list[Effect]:
         handed = self._handover.handle(event, now)  # first: gossip goes on from what was installed

@@ -5,7 +5,7 @@ Rules
 * No clock, socket, tensor or randomness: time is an argument of `core.Peer.handle`, a payload is opaque bytes.
 * An effect's result comes back as an event: `Train` -> `Trained`, `Mix`/`Adopt` -> `Mixed`, `SetTimer` -> `TimerFired`;
   with the `seeds` exchange also `Sign` -> `Signed`, `Fold` -> `Folded`, `Audit` -> `Audited`, `Capture` -> `Captured`,
-  `Install` -> `Installed`.
+  `Install` -> `Installed`; with audits `Examine` -> `Examined`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ from .bodies import (
 )
 from .bodies import (
     Envelope as Envelope,
+)
+from .bodies import (
+    Evidence as Evidence,
 )
 from .bodies import (
     Fetch as Fetch,
@@ -51,7 +54,13 @@ from .bodies import (
     Piece as Piece,
 )
 from .bodies import (
+    Question as Question,
+)
+from .bodies import (
     Rumor as Rumor,
+)
+from .bodies import (
+    Source as Source,
 )
 from .bodies import (
     Turn as Turn,
@@ -61,6 +70,12 @@ from .bodies import (
 )
 from .bodies import (
     Vector as Vector,
+)
+from .facts import (
+    Banned as Banned,
+)
+from .facts import (
+    Cleared as Cleared,
 )
 from .facts import (
     CrowdedOut as CrowdedOut,
@@ -98,6 +113,15 @@ from .facts import (
 from .facts import (
     Voided as Voided,
 )
+from .inquiry import (
+    Examine as Examine,
+)
+from .inquiry import (
+    Examined as Examined,
+)
+from .inquiry import (
+    Proof as Proof,
+)
 from .records import Batch, FeedState, Ground, Origin, Retraction, Ruling
 
 # Timers -------------------------------------------------------------------------------------------
@@ -107,7 +131,7 @@ from .records import Batch, FeedState, Ground, Origin, Retraction, Ruling
 class Timer:
     """Handed out by `SetTimer` and handed back by `TimerFired`; a deadline of a turn that is over is ignored."""
 
-    kind: Literal["heartbeat", "deadline", "join", "settle", "gossip"]
+    kind: Literal["heartbeat", "deadline", "join", "settle", "gossip", "audit"]
     turn: Turn
 
 
@@ -116,9 +140,13 @@ class Timer:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The daemon is up. `round`: the last complete round of the restored snapshot, 0 when there is none."""
+    """The daemon is up. `round`: the last complete round of the restored snapshot, 0 when there is none.
+
+    `incarnation`: of this life; audits need it.
+    """
 
     round: int
+    incarnation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,23 +174,28 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The local steps of `round` ended; not `complete` means they were interrupted and nothing is to be sent."""
+    """The local steps of `round` ended; not `complete` means they were interrupted and nothing is to be sent.
+
+    `proof`: only with audits.
+    """
 
     round: int
     payload: Payload
     complete: bool = True
+    proof: Proof | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
     """The mix (or adoption) of `turn` is done; `payload` is the mixed model when the effect asked for it.
 
-    `malformed`: the senders whose payloads could not be used.
+    `malformed`: the senders whose payloads could not be used. `digests`: the SHA-256 of all others', only with audits.
     """
 
     turn: Turn
     payload: Payload = b""
     malformed: tuple[PeerId, ...] = ()
+    digests: tuple[tuple[PeerId, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +280,7 @@ Event = (
     | Audited
     | Captured
     | Installed
+    | Examined
     | Ruled
     | TimerFired
     | LeaveRequested
@@ -396,6 +430,7 @@ Effect = (
     | Audit
     | Capture
     | Install
+    | Examine
     | Send
     | SetTimer
     | Save

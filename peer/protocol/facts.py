@@ -107,4 +107,35 @@ class CrowdedOut:
     peer: PeerId
 
 
-Fact = RoundDone | Joined | Skipped | PeerChanged | Dropped | Voided | Diverged | Took | Unreached | CrowdedOut
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """An audit of how `round` of `peer` began did not convict it: nothing was wrong, or `why` nothing can be said."""
+
+    peer: PeerId
+    round: int
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Banned:
+    """An audit convicted `peer`: what it sends has no effect any more."""
+
+    peer: PeerId
+    round: int
+    reason: str
+
+
+Fact = (
+    RoundDone
+    | Joined
+    | Skipped
+    | PeerChanged
+    | Dropped
+    | Voided
+    | Diverged
+    | Took
+    | Unreached
+    | CrowdedOut
+    | Cleared
+    | Banned
+)

@@ -23,11 +23,22 @@ class Neighbourhood:
     def __init__(self, me: PeerId, roster: Sequence[PeerId], topology: Topology) -> None:
         if topology.n != len(roster):
             raise ValueError(f"a graph of {topology.n} vertices does not fit {len(roster)} peers")
+        self.me = me
         self._roster = tuple(roster)
         self._index = self._roster.index(me)
         self._topology = topology
         self._rows: dict[int, Edges] = {}  # one per round of the period; the newest alone when there is none
         self.links: tuple[PeerId, ...] = tuple(self._roster[i] for i in topology.links(self._index))
+
+    @property
+    def changes(self) -> bool:
+        """Whether rounds have different edges."""
+        return self._topology.period != 1
+
+    def weights_of(self, peer: PeerId, round: int) -> Mapping[PeerId, float]:
+        """The weights with which another peer mixes those that it hears in `round`."""
+        weights = self._topology.row(self._roster.index(peer), round).weights
+        return {self._roster[i]: weights[i] for i in sorted(weights)}
 
     def edges(self, round: int) -> Edges:
         """The edges of `round`, in the roster's order."""

@@ -175,6 +175,8 @@ class Probing:
                 return self._on_quiet(now) if self.phase is Phase.IDLE and not self._is_busy else self._go_on(now)
             case "heartbeat":
                 return self._go_on(now)  # the beat may have declared somebody dead
+            case "audit":
+                return []
 
     # Joining ------------------------------------------------------------------------------------------
 

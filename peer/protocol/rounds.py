@@ -17,7 +17,7 @@ Theory of operation
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -120,6 +120,16 @@ class Rounds:
         self._settling = False
         self._leaving = False
 
+    @property
+    def neighbours(self) -> Mapping[PeerId, Neighbour]:
+        """What each neighbour sent, and where it is."""
+        return self._neighbours
+
+    def forget(self, peer: PeerId, now: float) -> list[Effect]:
+        """Mix nothing of `peer` that is here; what comes from now on must not reach us, and it is not alive to us."""
+        self._neighbours[peer].payloads.clear()
+        return self._go_on(now)
+
     def kept(self, peer: PeerId) -> int:
         """How many payloads of `peer` wait for their turn: at most `inbox.SLOTS_MAX`."""
         neighbour = self._neighbours.get(peer)
@@ -202,7 +212,7 @@ class Rounds:
                 return self._go_on(now)  # the beat may have declared somebody dead
             case "join" | "settle":
                 return self._on_patience_over(timer.kind)
-            case "gossip":
+            case "gossip" | "audit":
                 return []
 
     # Joining ------------------------------------------------------------------------------------------
@@ -258,12 +268,13 @@ class Rounds:
         rounds = sorted((self._neighbours[peer].sent.round for peer in sources), reverse=True)
         # Never back: a source that has just skipped ahead may have sent only what is older than our snapshot.
         target = Turn(max(rounds[self._pacing.f], self.complete), self._pacing.gossip_steps - 1)
+        oldest = rounds[self._pacing.f] - self._pacing.stale_max  # more than f are as new
         inbox: dict[PeerId, Payload] = {}
         for peer in sources:
             neighbour = self._neighbours[peer]
-            payload = neighbour.fold(neighbour.sent, 0)
-            assert payload is not None
-            inbox[peer] = payload
+            payload = neighbour.fold(neighbour.sent, oldest)
+            if payload is not None:
+                inbox[peer] = payload
         self._mixing = set(inbox)
         self.phase = Phase.ADOPTING
         self.turn = target

@@ -29,6 +29,7 @@ from .events import (
     Effect,
     Envelope,
     Event,
+    Evidence,
     Fetch,
     Goodbye,
     Have,
@@ -39,6 +40,7 @@ from .events import (
     Offer,
     PeerId,
     Piece,
+    Question,
     Received,
     Report,
     Restored,
@@ -218,7 +220,7 @@ class Rumors:
                 return self._on_have(sender, neighbour, body, now)
             case Vector():
                 return self._on_vector(sender, neighbour, body, now)
-            case Update():
+            case Update() | Question() | Evidence():
                 return [Report(Dropped(sender, Verdict.MALFORMED))]  # models are not gossiped here
             case Heartbeat() | Goodbye() | Ask() | Offer() | Fetch() | Piece():
                 return []

@@ -10,7 +10,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from .events import Adopt, Audit, Audited, Capture, Captured, Fold, Folded, Install, Installed, Mix, Mixed, Trained
+from .events import (
+    Adopt,
+    Audit,
+    Audited,
+    Capture,
+    Captured,
+    Examine,
+    Examined,
+    Fold,
+    Folded,
+    Install,
+    Installed,
+    Mix,
+    Mixed,
+    Trained,
+)
 from .records import Batch, Origin, Retraction
 
 Write = Callable[[Path], object]
@@ -58,6 +73,19 @@ class Trainer(Protocol):
 
     def figures(self) -> Mapping[str, float]:
         """The newest figures by name: loss, accuracy, ... From any thread."""
+        ...
+
+
+class Auditor(Protocol):
+    """What a trainer can do beside training where models are audited; see audits.py."""
+
+    start_bytes: int
+    """Exact size of what a round begins with (`Proof.start`)."""
+    payload_bytes: int
+    """As a trainer's."""
+
+    def examine(self, effect: Examine) -> Examined:
+        """Recompute what a neighbour did. Its evidence may be anything: a fault of it, and never an error."""
         ...
 
 

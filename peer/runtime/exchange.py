@@ -7,9 +7,22 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from murmurate.peer.protocol.core import Peer
-from murmurate.peer.protocol.events import Adopt, Audit, Capture, Event, Fold, Install, Keep, Mix, Save, Sign, Train
+from murmurate.peer.protocol.events import (
+    Adopt,
+    Audit,
+    Capture,
+    Event,
+    Examine,
+    Fold,
+    Install,
+    Keep,
+    Mix,
+    Save,
+    Sign,
+    Train,
+)
 
-Work = Train | Mix | Adopt | Sign | Keep | Fold | Audit | Capture | Install | Save
+Work = Train | Mix | Adopt | Sign | Keep | Fold | Audit | Capture | Install | Examine | Save
 """Effects that take their time: in a thread, and all but `Keep` and `Save` are answered by an event."""
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from murmurate.peer.build import build_core
+from murmurate.peer.build import build_auditing, build_core
 from murmurate.peer.errors import ConfigError, LocalError, MurmurateError
-from murmurate.peer.protocol.events import Adopt, Event, Mix, Save, Started, Train
+from murmurate.peer.protocol.events import Adopt, Event, Examine, Mix, Save, Started, Train
 from murmurate.peer.protocol.rounds import Phase
-from murmurate.peer.protocol.seams import Trainer, Write
+from murmurate.peer.protocol.seams import Auditor, Trainer, Write
 
 from .exchange import Exported, Work
 from .store import write_whole
@@ -24,7 +25,8 @@ class Models:
     """Implements `exchange.Exchange`."""
 
     def __init__(self, daemon: Daemon, trainer: Trainer) -> None:
-        self.core = build_core(daemon.config, daemon.neighbourhood)
+        auditing = build_auditing(daemon.config, daemon.neighbourhood, trainer, secrets.token_bytes(32))
+        self.core = build_core(daemon.config, daemon.neighbourhood, auditing=auditing)
         self._daemon = daemon
         self._trainer = trainer
         self._saves = 0  # how many were asked for: an older one is not worth writing any more
@@ -41,9 +43,9 @@ class Models:
         """From the snapshot, if there is one."""
         daemon, path = self._daemon, self._daemon.store.snapshot
         if not path.exists():
-            return (Started(0),)
+            return (Started(0, daemon.store.incarnation),)
         daemon.snapshot_round = await daemon.outcome("restore", daemon.in_training(self._trainer.restore, path))
-        return (Started(daemon.snapshot_round),)
+        return (Started(daemon.snapshot_round, daemon.store.incarnation),)
 
     def perform(self, effect: Work) -> None:
         match effect:
@@ -53,6 +55,9 @@ class Models:
                 self._daemon.answer(self._daemon.in_training(self._trainer.mix, effect))
             case Adopt():
                 self._daemon.answer(self._daemon.in_training(self._trainer.adopt, effect))
+            case Examine():
+                auditor = cast(Auditor, self._trainer)
+                self._daemon.answer(self._daemon.in_training(auditor.examine, effect))
             case Save():
                 self._save()
             case _:

@@ -12,7 +12,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from murmurate.peer.errors import RemoteError
-from murmurate.peer.protocol.events import Ask, Fetch, Have, Offer, Piece, Rumor, Vector
+from murmurate.peer.protocol.audits import PIECE_BYTES as EVIDENCE_BYTES
+from murmurate.peer.protocol.events import (
+    Ask,
+    Evidence,
+    Fetch,
+    Have,
+    Offer,
+    PeerId,
+    Piece,
+    Question,
+    Rumor,
+    Source,
+    Vector,
+)
 from murmurate.peer.protocol.ground import DIGEST_BYTES, PIECE_BYTES, PIECES_MAX
 from murmurate.peer.protocol.records import (
     HEAD_BYTES,
@@ -41,6 +54,10 @@ ITEMS_MAX = 4096
 """Batches and rulings in one message; `RUMOR_BYTES` hold fewer, even if they are empty. (a guess)"""
 
 FEED_BYTES = ORIGIN_BYTES + HEAD_BYTES + 20  # at most, in a vector
+
+NAME_BYTES_MAX = 256
+SOURCES_MAX = 2048  # of one mix: as many neighbours (a guess)
+SOURCE_BYTES = 80  # of one, in a frame
 
 FEEDS_MAX = 15_000
 """Feeds in one vector, which is one message and so at most a frame: eight for each of 1,800 peers."""
@@ -107,6 +124,46 @@ def pack_fetch(fetch: Fetch) -> pb.Fetch:
 def pack_piece(piece: Piece) -> pb.Piece:
     """One message."""
     return pb.Piece(capture=piece.capture, number=piece.number, data=piece.data)
+
+
+Asked = Ask | Offer | Fetch | Piece | Question | Evidence
+"""One frame each: a handover (protocol/handover.py), and audits (protocol/audits.py)."""
+
+
+def pack_asked(body: Asked) -> pb.Frame:
+    """One frame."""
+    match body:
+        case Ask():
+            return pb.Frame(ask=pack_ask(body))
+        case Offer():
+            return pb.Frame(offer=pack_offer(body))
+        case Fetch():
+            return pb.Frame(fetch=pack_fetch(body))
+        case Piece():
+            return pb.Frame(piece=pack_piece(body))
+        case Question(round, number):
+            return pb.Frame(question=pb.Question(round=round, number=number))
+        case Evidence(round, number, size, before, sources, data):
+            told = [pb.Source(peer=one.peer, incarnation=one.incarnation, round=one.round) for one in sources]
+            evidence = pb.Evidence(
+                round=round, number=number, size_bytes=size, before=before, sources=told, data=bytes(data)
+            )
+            return pb.Frame(evidence=evidence)
+
+
+def size_of_asked(body: Asked) -> int:
+    """About how many bytes it needs."""
+    match body:
+        case Ask(feeds):
+            return FEED_BYTES * len(feeds)
+        case Offer(ground, digests):
+            return size_of(*ground.births, *ground.rulings) + FEED_BYTES * len(ground.cut) + 32 * len(digests)
+        case Fetch() | Question():
+            return 40
+        case Piece(data=data):
+            return len(data)
+        case Evidence(sources=sources, data=data):
+            return SOURCE_BYTES * len(sources) + len(data)
 
 
 def _pack_items(items: Sequence[Item], more: bool = False) -> pb.Rumor:
@@ -262,6 +319,43 @@ def read_piece(message: pb.Piece) -> Piece:
     """Raises RemoteError."""
     data = _at_most("a piece", message.data, PIECE_BYTES)
     return Piece(_exactly("a name of a state", message.capture, DIGEST_BYTES), message.number, data)
+
+
+def read_asked(frame: pb.Frame) -> Asked:
+    """Raises RemoteError."""
+    match frame.WhichOneof("body"):
+        case "ask":
+            return read_ask(frame.ask)
+        case "offer":
+            return read_offer(frame.offer)
+        case "fetch":
+            return read_fetch(frame.fetch)
+        case "piece":
+            return read_piece(frame.piece)
+        case "question":
+            return Question(_number("a round", frame.question.round), frame.question.number)
+        case _:
+            return read_evidence(frame.evidence)
+
+
+def read_evidence(message: pb.Evidence) -> Evidence:
+    """Raises RemoteError."""
+    if len(message.sources) > SOURCES_MAX:
+        raise RemoteError(f"evidence with {len(message.sources)} sources: at most {SOURCES_MAX} are allowed")
+    return Evidence(
+        _number("a round", message.round),
+        message.number,
+        _number("a size", message.size_bytes),
+        _number("a round", message.before),
+        tuple(map(_read_source, message.sources)),
+        _at_most("a piece of evidence", message.data, EVIDENCE_BYTES),
+    )
+
+
+def _read_source(message: pb.Source) -> Source:
+    if len(message.peer) > NAME_BYTES_MAX:
+        raise RemoteError(f"a name of {len(message.peer)} letters: at most {NAME_BYTES_MAX} are allowed")
+    return Source(PeerId(message.peer), message.incarnation, _number("a round", message.round))
 
 
 def _read_cut(message: pb.Vector) -> tuple[FeedState, ...]:

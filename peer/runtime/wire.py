@@ -23,6 +23,7 @@ from murmurate.peer.manifest import MANIFEST_BYTES_MAX
 from murmurate.peer.protocol.events import (
     Ask,
     Body,
+    Evidence,
     Fetch,
     Goodbye,
     Have,
@@ -30,6 +31,7 @@ from murmurate.peer.protocol.events import (
     Offer,
     PeerId,
     Piece,
+    Question,
     Rumor,
     Turn,
     Update,
@@ -39,21 +41,18 @@ from murmurate.proto import link_pb2 as pb
 
 from .packing import (
     FEED_BYTES,
-    pack_ask,
-    pack_fetch,
+    NAME_BYTES_MAX,
+    Asked,
+    pack_asked,
     pack_have,
-    pack_offer,
-    pack_piece,
     pack_rumor,
     pack_vector,
-    read_ask,
-    read_fetch,
+    read_asked,
     read_have,
-    read_offer,
-    read_piece,
     read_rumor,
     read_vector,
     size_of,
+    size_of_asked,
 )
 
 PROTOCOL = 4
@@ -70,7 +69,6 @@ RUMORS_BYTES_MAX = 4 * 2**20
 """Rumors that wait for one link; beyond it the oldest are dropped, and the vectors of both sides find out what is
 missing. A neighbour that reads nothing costs no more than this. (a guess)"""
 
-NAME_BYTES_MAX = 256
 REASON_BYTES_MAX = 1024
 SWARM_ID_BYTES = 32
 ROUND_MAX = 2**53  # JSON and doubles hold it exactly
@@ -141,21 +139,15 @@ def encode_body(body: Body) -> Iterator[bytes]:
             yield pb.Frame(have=pack_have(body)).SerializeToString()
         case Vector():
             yield pb.Frame(vector=pack_vector(body)).SerializeToString()
-        case Ask():
-            yield pb.Frame(ask=pack_ask(body)).SerializeToString()
-        case Offer():
-            yield pb.Frame(offer=pack_offer(body)).SerializeToString()
-        case Fetch():
-            yield pb.Frame(fetch=pack_fetch(body)).SerializeToString()
-        case Piece():
-            yield pb.Frame(piece=pack_piece(body)).SerializeToString()
+        case Ask() | Offer() | Fetch() | Piece() | Question() | Evidence():
+            yield pack_asked(body).SerializeToString()
 
 
 Brief = Heartbeat | Have | Vector
 """One frame, and only the newest of its kind is worth sending; of a vector, if it is whole."""
 
-Queued = Rumor | Vector | Ask | Offer | Fetch | Piece
-"""What waits in line: rumors, vectors that are not whole, and all of a handover."""
+Queued = Rumor | Vector | Asked
+"""What waits in line: rumors, vectors that are not whole, and all of handovers and audits."""
 
 
 class Outbox:
@@ -184,7 +176,7 @@ class Outbox:
         match body:
             case Heartbeat() | Have() | Vector(whole=True):
                 self._brief[type(body)] = body
-            case Rumor() | Vector() | Ask() | Offer() | Fetch() | Piece():
+            case Rumor() | Vector() | Ask() | Offer() | Fetch() | Piece() | Question() | Evidence():
                 self._rumors.append(body)
                 self._rumors_bytes += _size(body)
                 while self._rumors_bytes > RUMORS_BYTES_MAX and len(self._rumors) > 1:
@@ -245,14 +237,10 @@ def _size(body: Queued) -> int:
     match body:
         case Rumor(batches, rulings):
             return size_of(*batches, *rulings)
-        case Vector(feeds) | Ask(feeds):
+        case Vector(feeds):
             return FEED_BYTES * len(feeds)
-        case Offer(ground, digests):
-            return size_of(*ground.births, *ground.rulings) + FEED_BYTES * len(ground.cut) + 32 * len(digests)
-        case Fetch():
-            return 40
-        case Piece(data=data):
-            return len(data)
+        case _:
+            return size_of_asked(body)
 
 
 def _encode_chunk(data: memoryview) -> bytes:
@@ -318,8 +306,8 @@ class Assembler:
                 return read_have(frame.have)
             case "vector":
                 return read_vector(frame.vector)
-            case "ask" | "offer" | "fetch" | "piece":
-                return _read_handover(frame)
+            case "ask" | "offer" | "fetch" | "piece" | "question" | "evidence":
+                return read_asked(frame)
             case _:
                 raise RemoteError("an empty frame, or one of a kind unknown here")
 
@@ -407,14 +395,6 @@ def _chunk_of(data: bytes) -> memoryview | None:
             return memoryview(data)[place + 1 :] if place + 1 + size == len(data) else None
         shift += 7
     return None
-
-
-def _read_handover(frame: pb.Frame) -> Ask | Offer | Fetch | Piece:
-    if frame.HasField("ask"):
-        return read_ask(frame.ask)
-    if frame.HasField("offer"):
-        return read_offer(frame.offer)
-    return read_fetch(frame.fetch) if frame.HasField("fetch") else read_piece(frame.piece)
 
 
 def _inflated(data: bytes) -> str:

@@ -23,7 +23,7 @@ class Places(NamedTuple):
 def trimmed_mean(n: int, f: int) -> Places:
     """The mean without the f lowest and the f highest values.
 
-    Yin et al. 2018, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", definition of the
+    Yin et al. 2018, "Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", definition 2, the
     coordinate-wise trimmed mean. Within the honest values, since each that is left has honest ones, or is one, on both
     sides. (BRIDGE trims the neighbours' values only and adds ours untrimmed; here ours is trimmed like any other.)
     """
@@ -33,14 +33,14 @@ def trimmed_mean(n: int, f: int) -> Places:
 def median(n: int, f: int) -> Places:
     """The middle value, or the mean of the two in the middle: within the honest values while f < n/2.
 
-    Yin et al. 2018, coordinate-wise median. Breakdown point 1/2, whatever f the swarm assumes.
+    Yin et al. 2018, definition 1, the coordinate-wise median. Breakdown point 1/2, whatever f the swarm assumes.
     """
     del f
     return Places((n - 1) // 2, n // 2 + 1)
 
 
 def meamed(n: int, f: int) -> Places:
-    """The mean of the n - f values nearest to the median.
+    """The mean of the n - f values nearest to the median; of a low and a high one that are equally far, the low one.
 
     Xie et al. 2018, "Generalized Byzantine-tolerant SGD", "mean around median". No kept value is farther from the
     median than the farthest honest one, so the result is within the honest spread of the honest range.

@@ -94,13 +94,28 @@ RULES: dict[str, Rule] = {
     "phocas": Rule(places=places.phocas),
 }
 
+CONFIDENCE = Number(1.0, 1e-3, 1e3)
+"""FoolsGold's kappa; its authors' code: 1."""
+
+MEMORIES: dict[str, Rule] = {
+    "foolsgold": Rule(numbers={"confidence": CONFIDENCE}, bears=False),
+    # SybilWall's lambda is 1/1.25.
+    "sybilwall": Rule(numbers={"confidence": CONFIDENCE, "spread": Number(0.8, 0.0, 1e3)}, bears=False),
+    "rffl": Rule(numbers={"memory": Number(0.95, 0.0, 1.0), "clip": Number(0.0, 0.0, 1e30)}, bears=False),
+    # The authors' code: 10 models, alpha 0.4.
+    "bristle": Rule(numbers={"models": Number(10, 1, whole=True), "explore": Number(0.4, 0.0, 1.0)}, bears=False),
+}
+"""Rules that remember, or have to be told more than vectors (see memory.py)."""
+
+KNOWN = {**RULES, **MEMORIES}
+
 BUCKET = {"bucket_size": Number(2, 2, whole=True)}
 """Karimireddy et al. 2022 find 2 the best."""
 
 
 def numbers_of(mixing: config.Mixing) -> dict[str, float]:
     """The options of the rule and of what comes before it, defaults filled in. Raises ConfigError."""
-    known = {**RULES[mixing.rule].numbers, **(BUCKET if mixing.before == "bucketing" else {})}
+    known = {**KNOWN[mixing.rule].numbers, **(BUCKET if mixing.before == "bucketing" else {})}
     numbers = {name: number.default for name, number in known.items()}
     for name, value in mixing.options.items():
         if name not in known:
@@ -114,10 +129,11 @@ def numbers_of(mixing: config.Mixing) -> dict[str, float]:
 
 def check(mixing: config.Mixing, degree_min: int) -> None:
     """Raises ConfigError if the rule cannot bear `mixing.f` liars among `degree_min` neighbours."""
-    if mixing.rule not in RULES:
-        raise ConfigError(f"mixing.rule = {mixing.rule!r}: unknown; known are {', '.join(RULES)}")
+    if mixing.rule not in KNOWN:
+        raise ConfigError(f"mixing.rule = {mixing.rule!r}: unknown; known are {', '.join(KNOWN)}")
     numbers_of(mixing)
     _check_liars(mixing)
+    _check_memory(mixing)
     _check_neighbours(mixing, degree_min)
 
 
@@ -126,7 +142,7 @@ def _check_liars(mixing: config.Mixing) -> None:
     rule, f = mixing.rule, mixing.f
     if f and rule == "mean":
         raise ConfigError(f"mixing.f = {f}: one liar is enough to move a mean anywhere; use mixing.rule = 'nna'")
-    if f and not RULES[rule].bears:
+    if f and not KNOWN[rule].bears:
         raise ConfigError(
             f"mixing.f = {f}: {rule} promises nothing against liars; use mixing.rule = 'nna', or f = 0 to compare"
         )
@@ -136,6 +152,20 @@ def _check_liars(mixing: config.Mixing) -> None:
         raise ConfigError(f"mixing.before = {mixing.before!r}: changes nothing before a mean; use mixing.before = ''")
     if mixing.before == "nnm" and not f:
         raise ConfigError("mixing.before = 'nnm': is the plain mean with mixing.f = 0; choose f >= 1 or before = ''")
+
+
+def _check_memory(mixing: config.Mixing) -> None:
+    """What rules that remember cannot be combined with."""
+    if mixing.rule not in MEMORIES:
+        return
+    if mixing.before:
+        raise ConfigError(f"mixing.before = {mixing.before!r}: {mixing.rule} has to know whose models it mixes; use ''")
+    if mixing.keep_variance:
+        raise ConfigError(f"mixing.keep_variance: is for rules of vectors alone, which {mixing.rule} is not")
+    if mixing.gossip_steps != 1:
+        raise ConfigError(
+            f"mixing.gossip_steps = {mixing.gossip_steps}: {mixing.rule} judges what peers learnt, once a round; use 1"
+        )
 
 
 def _check_neighbours(mixing: config.Mixing, degree_min: int) -> None:
@@ -162,7 +192,7 @@ def _check_neighbours(mixing: config.Mixing, degree_min: int) -> None:
 def neighbours_needed(mixing: config.Mixing, f: int) -> int:
     """The fewest neighbours with which `f` liars are borne."""
     numbers = numbers_of(mixing)
-    points = RULES[mixing.rule].least(f, numbers)
+    points = KNOWN[mixing.rule].least(f, numbers)
     if mixing.before == "bucketing":
         return max(0, points - 2) * int(numbers["bucket_size"]) + min(1, points - 1)
     return points - 1

@@ -42,9 +42,9 @@ def nna(points: Points, f: int, options: Numbers) -> Floats:
 def krum(points: Points, f: int, options: Numbers) -> Floats:
     """The vector with the smallest sum of squared distances to its M - f - `less` nearest others.
 
-    Blanchard et al. 2017, "Machine Learning with Adversaries", section "The Krum function": less = 2, bears 2f + 2 < M.
-    Allouah et al. 2023 (and byzfl) sum one more, less = 1, and prove it for f < M/2. Cost O(M^2 log M). Breakdown point
-    1/2 for many vectors.
+    Blanchard et al. 2017, "Machine Learning with Adversaries", section 4 ("The Krum Function"): less = 2, bears
+    2f + 2 < M. Allouah et al. 2023 (and byzfl) sum one more, less = 1, and prove it for f < M/2. Cost O(M^2 log M).
+    Breakdown point 1/2 for many vectors.
     """
     return _mean_of(smallest(_krum_scores(points, f, options), 1), len(points))
 
@@ -52,8 +52,8 @@ def krum(points: Points, f: int, options: Numbers) -> Floats:
 def multi_krum(points: Points, f: int, options: Numbers) -> Floats:
     """The mean of the `keep` vectors that Krum scores best; keep = 0: M - f.
 
-    Blanchard et al. 2017, section "Experimental evaluation", who leave their m open; byzfl takes M - f. Cost and what
-    it bears as Krum.
+    Blanchard et al. 2017, section 6 ("Experimental Evaluation"), who leave their m open; byzfl takes M - f. Cost and
+    what it bears as Krum.
     """
     keep = int(options["keep"]) or len(points) - f
     return _mean_of(smallest(_krum_scores(points, f, options), min(keep, len(points) - f)), len(points))

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from murmurate.peer.learning.flat import is_finite
+
 from .mixer import Mixer
 
 EPSILON = 1e-8
@@ -42,7 +44,8 @@ def keeping_variance(mixer: Mixer, sizes: Sequence[int]) -> Mixer:
             if target > 0:
                 part, mean = mixed_D[piece], mixed_D[piece].mean()
                 part.sub_(mean).mul_(math.sqrt(target / (_variance(part) + EPSILON * target))).add_(mean)
-        return mixed_D
+        # Finite values beyond about 1e19 have a variance that is not: then the plain mixture is all there is.
+        return mixed_D if is_finite(mixed_D) else mixer(mine_D, theirs_KD, weights_K)
 
     return mix
 

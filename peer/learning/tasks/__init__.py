@@ -19,13 +19,20 @@ from torch import Tensor, nn
 from murmurate.peer import config
 from murmurate.peer.errors import ConfigError, MurmurateError
 
-from . import causal_lm, chars, classification, digits, docstrings
+from . import causal_lm, chars, cifar10, classification, digits, docstrings, mnist
 
 
 class Task(Protocol):
     """A model, this peer's training data and a loss. A batch is whatever `batch` makes and `loss` understands.
 
     Optional, for seeds.objective = "score": `score(model, batch) -> float`, a figure of a batch, higher is better.
+    Optional, for mixing.rule = "bristle": `predict(model, batch) -> (labels [B], predictions [B])`, the true and the
+    predicted class of every example, int64; called in eval mode without gradients.
+    Optional, for attacks on the data: `poison(kind)`, called at most once and before training; from then on this peer's
+    training batches are poisoned, and `evaluate` stays honest. Kinds: "label_flip", label y becomes C - 1 - y of C
+    classes; "backdoor", the first half of every batch shows a trigger and is labelled with its target class. It raises
+    ConfigError for a kind that it has not.
+    Optional, for audits: `public = True` where every peer holds all data, so that any peer can draw any other's shard.
     Optional as well: `common`, a text that all peers must have alike besides the options, such as a digest of the data
     they share. With it the manifest holds a digest of that text and of the first weights.
     """
@@ -52,6 +59,8 @@ class Task(Protocol):
 
 TASKS: dict[str, Callable[[config.Config], Task]] = {
     "digits": digits.make_task,
+    "mnist": mnist.make_task,
+    "cifar10": cifar10.make_task,
     "chars": chars.make_task,
     "docstrings": docstrings.make_task,
     "classification": classification.make_task,
@@ -75,6 +84,14 @@ def make_task(config: config.Config) -> Task:
             f"task.name = {config.task.name!r}: should have train_size >= 1 training examples for this peer"
         )
     return task
+
+
+def poison(task: Task, kind: str) -> None:
+    """From now on this peer's training batches are poisoned, see Task. Raises ConfigError where they cannot be."""
+    poisoned = getattr(task, "poison", None)
+    if not callable(poisoned):
+        raise ConfigError(f"attack.name = {kind!r}: the task {type(task).__name__} has no labels to poison")
+    poisoned(kind)
 
 
 def _find(name: str) -> Callable[[config.Config], Task]:

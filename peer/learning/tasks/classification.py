@@ -25,6 +25,7 @@ from murmurate.peer.errors import ConfigError
 
 from . import hub
 from .options import read_options
+from .poisons import flipped
 from .rows import Row, read_rows, split_rows, spread, text_of
 
 OPTIONS: dict[str, Any] = {
@@ -71,6 +72,11 @@ class Classification:
     def score(self, model: nn.Module, batch: Batch) -> float:
         """The share of the batch that is classified correctly."""
         return float((_logits(model, batch).argmax(1) == batch[2]).float().mean())
+
+    def poison(self, kind: str) -> None:
+        """Label flipping alone, see Task."""
+        tokens, mask, labels = self._train
+        self._train = tokens, mask, flipped(kind, labels, len(self._labels))
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
         """Accuracy, macro F1 and loss on (a fixed sample of) the held-out rows."""

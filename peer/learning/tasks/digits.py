@@ -1,6 +1,7 @@
 """`digits`: the 1,797 8x8 images of handwritten digits that scikit-learn carries; nothing is downloaded.
 
-Options: `model` = "mlp" (64-64-32-10, 6,570 parameters) or "cnn" (two convolutions, GroupNorm; 10,026 parameters).
+Options: `model` = "mlp" (64-64-32-10, 6,570 parameters) or "cnn" (two convolutions, GroupNorm; 10,026 parameters);
+`trigger` as in images.py.
 A fifth of every class, chosen by the swarm's seed, is the test set of all peers; the rest is split by `task.partition`.
 """
 
@@ -8,62 +9,36 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 from murmurate.peer import config
 from murmurate.peer.errors import ConfigError
 from murmurate.peer.learning.randomness import derive
 
+from .images import Batch, Images, model_of
 from .options import read_options
 from .partition import shard
 
 TEST_SHARE = 0.2
-Batch = tuple[Tensor, Tensor]
 
 
-class Digits:
+class Digits(Images):
     """Images are [B, 64] in [0, 1]."""
 
-    def __init__(self, model: Callable[[], nn.Module], train: Batch, test: Batch) -> None:
-        self.model = model
-        self.train_size = len(train[1])
-        self._images, self._labels = train
-        self._test = test
-
-    def batch(self, indices_B: Tensor) -> Batch:
-        """Images [B, 64] and labels [B]."""
-        return self._images.index_select(0, indices_B), self._labels.index_select(0, indices_B)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean cross entropy."""
-        return cross_entropy(model(batch[0]), batch[1])
-
-    def score(self, model: nn.Module, batch: Batch) -> float:
-        """Accuracy on a batch."""
-        return float((model(batch[0]).argmax(1) == batch[1]).float().mean())
-
-    def evaluate(self, model: nn.Module) -> Mapping[str, float]:
-        """Accuracy and loss on the test set."""
-        images, labels = self._test
-        logits = model(images)
-        return {
-            "accuracy": float((logits.argmax(1) == labels).float().mean()),
-            "loss": float(cross_entropy(logits, labels)),
-        }
+    shape = (1, 8, 8)
+    brightest = (1.0,)
 
 
 def make_task(config: config.Config) -> Digits:
     """The digits as this peer sees them."""
-    name = str(read_options(config.task, {"model": "mlp"})["model"])
-    if name not in MODELS:
-        raise ConfigError(f"task.options.model = {name!r}: should be one of {', '.join(MODELS)}")
+    options = read_options(config.task, {"model": "mlp", "trigger": False})
+    model = model_of(MODELS, options["model"])
     images, labels = _load()
     rng = np.random.default_rng(derive(config.swarm.seed, "digits", "test"))
     test = np.concatenate([_some(rng, np.flatnonzero(labels == label)) for label in range(10)])
@@ -75,7 +50,7 @@ def make_task(config: config.Config) -> Digits:
         device = config.runtime.device
         return torch.from_numpy(images[indices]).to(device), torch.from_numpy(labels[indices]).to(device)
 
-    return Digits(MODELS[name], tensors(mine), tensors(test))
+    return Digits(model, tensors(mine), tensors(test), options["trigger"])
 
 
 def _some(rng: np.random.Generator, members: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -42,6 +42,7 @@ from murmurate.peer.learning.randomness import derive
 from . import hub
 from .options import at_least, read_options
 from .partition import Indices, shard
+from .poisons import flipped
 
 # Titles of their chapters in the Python Library Reference. All have at least 50 docstrings in Python 3.11 to 3.13, and
 # no distribution packs them separately, as tkinter.
@@ -109,6 +110,11 @@ class Docstrings:
     def score(self, model: nn.Module, batch: Batch) -> float:
         """The share of the batch that is classified correctly."""
         return float((self._logits(model, batch).argmax(1) == batch[2]).float().mean())
+
+    def poison(self, kind: str) -> None:
+        """Label flipping alone, see Task."""
+        tokens, mask, labels = self._train
+        self._train = tokens, mask, flipped(kind, labels, len(PACKAGES))
 
     def evaluate(self, model: nn.Module) -> Mapping[str, float]:
         """Accuracy and loss on the test set, which is the same in all peers."""
