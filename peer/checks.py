@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 ROBUST = ("median", "trimmed_mean", "nna", "nnm_trimmed_mean")
 LIES_WITH_SEEDS = ("none", "sign_flip", "max_flip", "label_flip", "backdoor")
+LIES_OF_ROUNDS = ("alie", "foe", "mimic", "stale", "free_rider")
 RECORDS_MAX = 65536  # per batch: what a peer publishes at once stays far below a megabyte (a guess)
 EPSILON_MIN, EPSILON_MAX = 2.0**-100, 2.0**20  # float32 has it, and the way there and back (a guess)
 LEAN_STEPS_MAX = 2**22  # units of a probe; with weights below 2^23 the sum is still exact in float32
@@ -60,6 +61,10 @@ def _attack(config: Config) -> Iterator[str]:
         yield "attack.name = 'max_flip': is a lie about scalars; it needs exchange.name = 'seeds'"
     if seeds and attack.name not in LIES_WITH_SEEDS:
         yield f"attack.name = {attack.name!r}: with exchange.name = 'seeds' it should be {' or '.join(LIES_WITH_SEEDS)}"
+    if attack.omniscient and seeds:
+        yield "attack.omniscient: is for models; with exchange.name = 'seeds' all hear all records anyway"
+    if config.mixing.gossip_steps > 1 and attack.name in LIES_OF_ROUNDS:
+        yield f"attack.name = {attack.name!r}: speaks once a round; it needs mixing.gossip_steps = 1"
     for name in attack.accomplices:
         if name not in config.peers:
             yield f"attack.accomplices: {name!r} should be one of [peers]"

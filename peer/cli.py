@@ -277,19 +277,21 @@ def _lab_run(arguments: argparse.Namespace) -> None:
 
     scenario = load_scenario(Path(arguments.scenario), arguments.backend)
     out = Path(arguments.out or f"runs/{scenario.name}")
-    grid, rows = Grid(scenario, out), []
-    with view.progress(ERR) as progress:
-        task = progress.add_task(f"lab {scenario.name}", total=len(grid))
-        for row in grid.run(arguments.jobs or len(os.sched_getaffinity(0))):
-            rows.append(row)
-            progress.advance(task)
-    found = summary(rows)
-    path = out / "accuracy.png"
+    grid, rows = Grid(scenario, out), list[Any]()
     try:
-        draw_grid(found, path, f"{scenario.name}: {scenario.lab.liars} of {scenario.lab.peers} peers lie")
-    except OSError as error:
-        raise LocalError(f"{path}: cannot be written: {error.strerror}") from None
-    _show(arguments, found, lambda: view.grid_tables(found, str(path)))
+        with view.progress(ERR) as progress:
+            task = progress.add_task(f"lab {scenario.name}", total=len(grid))
+            for row in grid.run(arguments.jobs or len(os.sched_getaffinity(0))):
+                rows.append(row)
+                progress.advance(task)
+    finally:  # a part of the runs is a grid as well
+        if rows:
+            found, path = summary(grid.in_order(rows)), out / "accuracy.png"
+            try:
+                draw_grid(found, path, f"{scenario.name}: {scenario.lab.liars} of {scenario.lab.peers} peers lie")
+            except OSError as error:
+                raise LocalError(f"{path}: cannot be written: {error.strerror}") from None
+            _show(arguments, found, lambda: view.grid_tables(found, str(path)))
 
 
 Shown = Callable[[Any], RenderableType]

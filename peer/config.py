@@ -55,6 +55,7 @@ __all__ = [
     "Topology",
     "checked",
     "load",
+    "located",
     "parse",
     "split_address",
 ]
@@ -159,7 +160,11 @@ def load(path: Path, name: str = "") -> Config:
     except (ValueError, RecursionError) as error:  # tomllib's own, and what it lets through: huge integers, deep lists
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     config = parse({**table, "name": name} if name else table, str(path))
-    base = path.resolve().parent
+    return located(config, path.resolve().parent)
+
+
+def located(config: Config, base: Path) -> Config:
+    """The same with absolute paths, for a file in the folder `base`."""
 
     def found(value: str) -> str:
         return str(base / os.path.expanduser(value)) if value else ""

@@ -3,6 +3,7 @@
     MurmurateError
     ├── ConfigError   the user must change something     the command ends with exit code 2
     ├── LocalError    this machine cannot do it          the command ends with exit code 1
+    │   └── DivergedError   its training went to infinity
     └── RemoteError   another peer is at fault           a refusal and a mark against it; never stops a peer
 
 A broken promise of our own code is an `assert`, and crashes.
@@ -19,6 +20,10 @@ class ConfigError(MurmurateError):
 
 class LocalError(MurmurateError):
     """This machine cannot do what was asked: port in use, full disk, damaged snapshot, diverged training."""
+
+
+class DivergedError(LocalError):
+    """The model is not finite any more."""
 
 
 class RemoteError(MurmurateError):

@@ -34,14 +34,14 @@ class Swarm(Section):
     name: str = Field(default="swarm", pattern=NAME_PATTERN)
     """A name for people; it is part of the swarm's identity."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Decides the first weights, the split of the data and every random graph."""
+    """Decides the first weights and the split of the data; a random graph has a seed among its options."""
 
 
 class Task(Section):
     """The model and the data. `name` and `options` must agree in all peers; data and shard are each peer's own."""
 
     name: str = "digits"
-    """`digits`, `chars`, or your own as `module:function` (see docs/tasks.md)."""
+    """`digits`, `chars`, another of docs/tasks.md, or your own as `module:function`."""
     options: dict[str, Option] = Field(default_factory=dict)
     """What the task itself understands, e.g. `{ model = "cnn" }` for digits."""
     data: str = ""
@@ -273,7 +273,7 @@ class Attack(Section):
     ] = "none"
     """Sends instead of its model: `sign_flip` -scale x it, `noise` it and noise, `alie` (A Little Is Enough) and `foe`
     (Fall of Empires) what harms most without being dropped, `mimic` another's, `stale` that of `scale` rounds ago,
-    `bomb` NaN, infinities, 1e38 and rubbish, `free_rider` what it heard. `label_flip` and `backdoor` train on poisoned
+    `bomb` NaN, infinities, 1e38 and rubbish, `free_rider` what it mixed. `label_flip` and `backdoor` train on poisoned
     data, `sybil` on the same ones under many names. With `seeds`: `sign_flip`, `label_flip`, `backdoor`, and
     `max_flip`, which sends the largest scalars of the wrong sign."""
     scale: float = Field(default=1.0, gt=0)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from murmurate.peer.cli import main
@@ -15,6 +17,8 @@ from murmurate.peer.errors import ConfigError, LocalError
 from murmurate.peer.lab.grid import Grid, simulated, summary
 from murmurate.peer.lab.heatmap import draw_grid
 from murmurate.peer.lab.scenario import Cell, Scenario, load_scenario
+from murmurate.peer.lab.simulator import simulate
+from murmurate.peer.lab.tasks import task_plan
 from murmurate.peer.toml import to_toml
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -44,6 +48,10 @@ def scenario_of(folder: Path, text: str = LAB) -> Scenario:
     path = folder / "small.toml"
     path.write_text(text, encoding="utf-8")
     return load_scenario(path)
+
+
+def rounds_of(count: int, text: str) -> str:
+    return text.replace("max = 12", f"max = {count}").replace("eval_every = 12", f"eval_every = {count}")
 
 
 def run(scenario: Scenario, out: Path) -> list[dict[str, Any]]:
@@ -99,15 +107,24 @@ def test_examples_are_scenarios(path: Path, tmp_path: Path) -> None:
         ("[lab]", "[lob]", r"has no table \[lab\]"),
         ("peers = 5", "piers = 5", r"piers: unknown key; did you mean peers\?"),
         ("[lab]", 'name = "x"\n[lab]', "name: follows from"),
+        ("[task]", "[swarm]\nseed = 3\n[task]", "swarm.seed: follows from"),
+        ("[task]", "[mixing]\nf = 3\n[task]", "mixing.f: follows from"),
+        ('name = "digits"', 'name = "digits"\npartition = "iid"', "task.partition: follows from"),
+        ("[lab]", "swarm = 3\n[lab]", "swarm: should be a table"),
+        ("[task]", "[lab.options.krum]\nless = 1\n[task]", "lab.options.krum: is not one of lab.rules: mean, nna"),
+        ('"nna"]', '"mean"]', "lab.rules: names something twice"),
+        ("[1.0]", "[1.0, -1.0]", "alphas.1 = -1.0: should be greater than 0"),
+        ("max = 12", "stale_max = 9", "rounds.max, rounds.eval_every: should be at least 1"),
+        ("eval_every = 12", "eval_every = 0", "rounds.max, rounds.eval_every: should be at least 1"),
         ('"nna"]', '"nnna"]', "mixing.rule = 'nnna': unknown"),
         ('"nna"]', '"mnn+nna"]', "lab.rules: mnn.nna: before"),
         ('"sign_flip"]', '"sign"]', "attack.name = 'sign': should be"),
-        ('"sign_flip"]', '{ name = "alie", omniscent = true }]', r"unknown key; did you mean|omniscent: unknown key"),
+        ('"sign_flip"]', '{ name = "alie", omniscent = true }]', r"attacks.1.omniscent: unknown key"),
         ("liars = 1", "liars = 3", "less than half"),
         ("liars = 1", "liars = 1\nphi = 5", "only 4 honest peers"),
         ("liars = 1", "liars = 1\nf = 3", "mixing.f = 3: nna needs more than 5 neighbours"),
         ('"complete"', '"compleet"', "topology: "),
-        ("[task]", '[exchange]\nname = "seeds"\n[task]', "a scenario mixes models|mix models"),
+        ("[task]", '[exchange]\nname = "seeds"\n[task]', "a scenario mixes models"),
         ("[task]", "[task", "not valid TOML"),
     ],
 )
@@ -164,10 +181,84 @@ def test_a_folder_belongs_to_one_process(tmp_path: Path) -> None:
 def test_a_foreign_file_is_not_written_to(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "runs.jsonl").write_text("my notes\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="not a scenario's results"):
-        run(scenario_of(tmp_path), out)
-    assert (out / "runs.jsonl").read_text(encoding="utf-8") == "my notes\n"
+    for text in "my notes\n", "my notes", '{"key": 3}\n', "[1]\n":
+        (out / "runs.jsonl").write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match="not a scenario's results"):
+            run(scenario_of(tmp_path), out)
+        assert (out / "runs.jsonl").read_text(encoding="utf-8") == text
+
+
+DEADLY = """
+import os
+from murmurate.peer.learning.tasks.digits import make_task as make_digits
+
+def make_task(config):
+    if config.mixing.rule == "nna":
+        os._exit(7)
+    return make_digits(config)
+"""
+
+
+def test_a_run_whose_process_is_killed_is_named_and_the_others_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deadly.py").write_text(DEADLY, encoding="utf-8")
+    scenario = scenario_of(tmp_path, LAB.replace('"digits"', '"deadly:make_task"').replace(', "sign_flip"', ""))
+    grid = Grid(scenario, tmp_path / "out")
+    rows: list[dict[str, Any]] = []
+    with pytest.raises(LocalError, match="nna under none, alpha 1, seed 0: its process"):
+        rows.extend(grid.run(jobs=1))
+    kept = (tmp_path / "out" / "runs.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["rule"] for line in kept] == ["mean"]
+
+
+def test_a_task_without_accuracy_is_the_users_to_change(tmp_path: Path) -> None:
+    text = LAB.replace('name = "digits"', 'name = "examples.sines:make_task"')
+    with pytest.raises(ConfigError, match="compares accuracies, and this task has"):
+        simulated(scenario_of(tmp_path, text), Cell("mean", "none", 1.0, 0), "key", tmp_path)
+
+
+def test_paths_count_from_the_scenarios_folder(tmp_path: Path) -> None:
+    scenario = scenario_of(tmp_path, LAB.replace('name = "digits"', 'name = "chars"\ndata = "texts"'))
+    assert scenario.configs(Cell("mean", "none", 1.0, 0), tmp_path)[0].task.data == str(tmp_path / "texts")
+
+
+def test_an_omniscient_liar_speaks_last_and_of_this_round(tmp_path: Path) -> None:
+    text = LAB.replace('"sign_flip"', '{ name = "foe", omniscient = true }')
+    configs = scenario_of(tmp_path, text).configs(Cell("mean", "omniscient_foe", 1.0, 0), tmp_path)
+    plan = task_plan(configs)
+    sent: dict[int, list[tuple[int, bytes]]] = {}
+
+    def on_sent(i: int, round: int, payload: bytes) -> None:
+        assert plan.on_sent is not None
+        plan.on_sent(i, round, payload)
+        sent.setdefault(round, []).append((i, bytes(payload)))
+
+    simulate(replace(plan, on_sent=on_sent))
+    assert len(sent) == 12
+    for order in sent.values():
+        (liar, lie), honest = order[-1], [np.frombuffer(payload, "<f4") for _, payload in order[:-1]]
+        assert liar == 2
+        mean = np.mean(honest, axis=0)
+        factor = float(np.frombuffer(lie, "<f4") @ mean / (mean @ mean))  # 1 - z
+        assert factor < 1
+        assert np.allclose(np.frombuffer(lie, "<f4"), factor * mean, rtol=1e-3, atol=1e-5)
+
+
+def test_a_lone_liar_searches_its_strength_by_itself(tmp_path: Path) -> None:
+    scenario = scenario_of(tmp_path, rounds_of(4, LAB.replace('"sign_flip"', '"alie"')))
+    honest = simulated(scenario, Cell("mean", "none", 1.0, 0), "key", tmp_path)
+    lied = simulated(scenario, Cell("mean", "alie", 1.0, 0), "key", tmp_path)
+    assert lied["accuracy"] < honest["accuracy"]
+
+
+def test_refused_payloads_count_among_the_f(tmp_path: Path) -> None:
+    text = LAB.replace('"sign_flip"', '"bomb"').replace('"nna"', '"trimmed_mean"')
+    text = rounds_of(35, text.replace("liars = 1", "liars = 2"))
+    row = simulated(scenario_of(tmp_path, text), Cell("trimmed_mean", "bomb", 1.0, 0), "key", tmp_path)
+    alone = simulated(scenario_of(tmp_path, text), Cell("trimmed_mean", "none", 1.0, 0), "key", tmp_path)
+    assert row["accuracy"] > alone["accuracy"] - 0.1
 
 
 def test_a_swarm_that_diverges_counts_as_0(tmp_path: Path) -> None:
@@ -223,10 +314,14 @@ def test_daemons_run_the_same_scenario(tmp_path: Path) -> None:
         .replace("peers = 5", "peers = 4")
         .replace("f = 1", "f = 1")
     )
-    text += "[liveness]\njoin_s = 60.0\n"
+    text = text.replace("[lab]", "[lab]\ntimeout_s = 150.0") + "[liveness]\njoin_s = 60.0\ntimeout_s = 60.0\n"
+    stale = tmp_path / "out" / "daemons" / scenario_of(tmp_path, text).key(Cell("nna", "sign_flip", 1.0, 0))
+    (stale / "peer-0").mkdir(parents=True)
+    (stale / "peer-0" / "snapshot.safetensors").write_bytes(b"of a run that was interrupted")
     rows = run(scenario_of(tmp_path, text), tmp_path / "out")
     assert len(rows) == 1
     assert rows[0]["backend"] == "daemons"
+    assert not stale.exists()
     simulation = scenario_of(tmp_path, text.replace('backend = "daemons"', 'backend = "simulator"'))
     (twin,) = run(simulation, tmp_path / "out")
     assert twin["key"] != rows[0]["key"]

@@ -21,8 +21,6 @@ from torch import Tensor
 
 from murmurate.kernels import mixing as kernels
 from murmurate.kernels.mixing import cpu, reference, streams
-from murmurate.peer.errors import ConfigError
-from murmurate.peer.lab import bench_mixing
 
 from . import mixing_checks
 from .mixing_checks import matrix, models
@@ -55,8 +53,17 @@ def test_what_is_launched_compiles_without_atomics_or_lost_digits() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 class TestOnTheGpu:
-    def test_kernels_do_what_the_reference_does(self) -> None:
-        mixing_checks.check(kernels, "cuda")
+    @pytest.mark.parametrize(("K", "D", "dtype"), mixing_checks.EVERYWHERE)
+    def test_kernels_do_what_the_reference_does(self, K: int, D: int, dtype: torch.dtype) -> None:
+        mixing_checks.check_shape(kernels, K, D, dtype, "cuda")
+
+    @pytest.mark.parametrize("dtype", mixing_checks.DTYPES)
+    def test_odd_columns(self, dtype: torch.dtype) -> None:
+        mixing_checks.check_odd_columns(kernels, dtype, "cuda")
+
+    @pytest.mark.parametrize("check", mixing_checks.SINGLE)
+    def test_the_rest(self, check: Callable[[Any, str], None]) -> None:
+        check(kernels, "cuda")
 
     def test_a_whole_model_has_the_bits_of_its_parts(self) -> None:
         mine_D, theirs_KD = models(5, 3_000_017, torch.bfloat16, "cuda", 0.01)
@@ -105,13 +112,6 @@ def test_each_kind_of_device_has_its_form() -> None:
         assert found["cuda"].__name__ == "murmurate.kernels.mixing.cuda"
 
 
-@pytest.mark.parametrize("device", ["cuda", "abacus"])
-def test_the_benchmark_refuses_a_device_that_is_not_here(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match=rf"--device {device}: should be cpu, or cuda"):
-        bench_mixing.measure_mixing(1, Mock(), parameters=300, device=device)
-
-
 # Rows in the host's memory -----------------------------------------------------------------------------
 
 
@@ -143,6 +143,20 @@ def test_chunks_are_the_whole(K: int, D: int, length: int | None) -> None:
     check_streamed(mine_D, theirs_KD, list(theirs_KD.unbind()), length)
 
 
+def test_chunks_begin_at_whole_cache_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "STAGED", 1000)
+    for K, width in ((3, 256), (7, 128), (10, 1)):
+        mine_D, theirs_KD = models(K, 600, torch.float32, "cpu", 0.1)
+        spans = [columns for columns, _ in streams.chunked(mine_D, list(theirs_KD))]
+        assert [columns.start for columns in spans] == list(range(0, 600, width))
+
+
+def test_rows_that_autograd_watches() -> None:
+    mine_D, theirs_KD = models(3, 100, torch.float32, "cpu", 0.1)
+    rows = [row_D.clone().requires_grad_() for row_D in theirs_KD]
+    check_streamed(mine_D, theirs_KD, rows, 30)
+
+
 def test_a_row_without_a_share_is_not_copied() -> None:
     mine_D, theirs_KD = models(3, 100, torch.float32, "cpu", 0.1)
     absent: Any = SimpleNamespace(shape=mine_D.shape, dtype=mine_D.dtype, device=mine_D.device)  # nothing to read
@@ -168,8 +182,8 @@ class Stream:
     def wait_event(self, event: "Event") -> None:
         self.done.append(f"{self.name} waits for {event.name}")
 
-    def wait_stream(self, other: "Stream") -> None:
-        self.done.append(f"{self.name} waits for {other.name}")
+    def synchronize(self) -> None:
+        self.done.append(f"the host waits for {self.name}")
 
 
 class Event:
@@ -201,7 +215,7 @@ def test_copies_wait_for_the_kernels_and_the_kernels_for_the_copies(monkeypatch:
         *("side waits for main 2", "side"),  # 2: the third, where the first was
         *("main waits for side 1", "chunk 20", "main"),
         *("main waits for side 2", "chunk 40", "main"),
-        "main waits for side",
+        "the host waits for side",
     ]
 
 

@@ -1,9 +1,7 @@
 """The kernels: the reference against the definition, the CPU form against the reference."""
 
 import math
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -15,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from murmurate.kernels import mixing as kernels
-from murmurate.kernels.mixing import cpu, networks, reference, yardsticks
-from murmurate.peer.lab import bench_mixing
+from murmurate.kernels.mixing import cpu, networks, reference
+
+from . import mixing_checks
 
 SMALL = 64  # the smallest chunk and block
 Rule = Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -61,6 +60,15 @@ def test_mean_is_the_weighted_sum(size: tuple[int, int, int]) -> None:
     exact_D = mine_D.double() * (1 - weights_K.double().sum()) + weights_K.double() @ theirs_KD.double()
     for mean in (reference.mean, cpu.mean, kernels.mean):
         torch.testing.assert_close(mean(mine_D, theirs_KD, weights_K).double(), exact_D, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", [reference.mean, cpu.mean])
+def test_mean_has_the_models_type_and_reads_no_row_of_weight_0(mean: Callable[..., Tensor]) -> None:
+    mine_D, theirs_KD = torch.full((70,), 2.0).bfloat16(), torch.full((2, 70), 4.0).bfloat16()
+    theirs_KD[0] = torch.nan
+    mixed_D = mean(mine_D, theirs_KD, torch.tensor([0.0, 0.5]))
+    assert mixed_D.dtype == torch.bfloat16
+    assert (mixed_D == 3).all()
 
 
 @given(sizes, st.integers(0, 7))
@@ -254,6 +262,10 @@ def test_products_with_a_row_that_is_not_finite_or_far(poison: float, at: int) -
     assert math.isfinite(exact_KK[2, 2]) == math.isfinite(poison)
 
 
+def test_products_of_odd_rows() -> None:
+    mixing_checks.check_products_of_odd_rows(cpu, "cpu")
+
+
 # Single parameters -------------------------------------------------------------------------------------
 
 
@@ -292,10 +304,8 @@ def test_ranks_and_around_are_those_of_the_reference(case: Case, data: st.DataOb
     torch.testing.assert_close(ranks_D, reference.ranks(*wide, matrix_MN), **close)
     keep = data.draw(st.integers(1, count))
     around_D = kernels.around(mine_D, theirs_KD, first, last, keep, matrix_MN)
-    expected_D = reference.around(*wide, keep, matrix_MN)
-    # Where two windows are equally near, a last digit of the mean decides, and either is right.
-    far_D = (around_D.double() - expected_D.double()).abs() > 20 * tolerance * (1 + expected_D.double().abs())
-    assert far_D.sum() <= 1
+    values_MD = reference.in_order(*wide[:2], matrix_MN)
+    mixing_checks.check_windows(around_D, values_MD, first, last, keep, 20 * tolerance, 1, "around")
 
 
 whole_numbers = st.integers(-3, 3).map(float)
@@ -406,43 +416,3 @@ WRONG: dict[str, Callable[[], object]] = {
 def test_arguments_that_cannot_be_meant_are_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match=r"should be|for \d rows|, mine_D is"):
         WRONG[wrong]()
-
-
-# Yardsticks --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("rule", bench_mixing.OURS)
-def test_the_obvious_form_says_the_same(rule: str) -> None:
-    """With 16 neighbours, where torch still takes differences for distances."""
-    mine_D, theirs_KD = yardsticks.models(16, 500)
-    ours: Any = bench_mixing.OURS[rule](mine_D, theirs_KD, 4)
-    plain: Any = yardsticks.PLAIN[rule](yardsticks.together(mine_D, theirs_KD, 500), 4)
-    if rule == "gram":
-        ours, plain = torch.from_numpy(ours.diagonal().copy()).sqrt().float(), plain[0, 1:]
-    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
-
-
-def test_byzfl_is_found_without_what_it_does_not_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items() if k.split(".")[0] != "byzfl"})
-    (tmp_path / "byzfl" / "aggregators").mkdir(parents=True)
-    (tmp_path / "byzfl" / "__init__.py").write_text("raise ImportError('torchvision')\n")
-    median = "class Median:\n    def __call__(self, vectors):\n        return 'the median of', vectors\n"
-    (tmp_path / "byzfl" / "aggregators" / "__init__.py").write_text(median)
-    monkeypatch.syspath_prepend(tmp_path)
-    all_ND = torch.zeros(3, 2)
-    assert yardsticks.byzfl()["median"](all_ND, 1) == ("the median of", all_ND)
-
-
-def test_the_benchmark_has_a_row_for_each_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_mixing, "COUNTS", (4,))
-    monkeypatch.setattr(yardsticks, "byzfl", lambda: {"median": yardsticks.PLAIN["median"]})
-    steps = Mock()
-    rows, figures, fixed = bench_mixing.measure_mixing(2, steps, parameters=300)
-    assert [row["rule"] for row in rows] == list(bench_mixing.OURS)
-    assert {row["rule"] for row in rows if "speedup_over_byzfl" in row} == {"median"}
-    for row in rows:
-        assert (row["k"], row["d"], row["device"]) == (4, 300, "cpu")
-        assert min(row["seconds"], row["speedup_over_torch"], row["fraction_of_read_bandwidth"]) > 0
-    assert steps.call_count == 2
-    assert [len(values) for values in figures.values()] == [2]
-    assert fixed["parameters"] == 300

@@ -74,7 +74,7 @@ def squares(mine_D: Tensor, theirs_KD: Tensor) -> NDArray[np.float64]:
     mine, theirs = _array(mine_D), _array(theirs_KD)
 
     def add(totals_K: NDArray[np.float64], begin: int, end: int, dtype: np.dtype[Any]) -> None:
-        loops.squares(totals_K, mine, theirs, begin, end, np.empty((2, BLOCK), dtype))
+        loops.squares(totals_K, mine, theirs, begin, end, np.empty(BLOCK, _wide(mine_D)), np.empty(loops.SUMS, dtype))
 
     return _totals(mine_D, (len(theirs),), add)
 
@@ -98,8 +98,8 @@ def squares_quantised(mine_D: Tensor, codes_KD: Tensor, scales_KB: Tensor, block
     mine, codes, scales = _array(mine_D), _array(codes_KD), _array(scales_KB)
 
     def add(totals_K: NDArray[np.float64], begin: int, end: int, dtype: np.dtype[Any]) -> None:
-        work, row = np.empty((2, BLOCK), dtype), np.empty(BLOCK, np.float32)
-        loops.squares_quantised(totals_K, mine, codes, scales, block, begin, end, work, row)
+        ours, sums, row = np.empty(BLOCK, _wide(mine_D)), np.empty(loops.SUMS, dtype), np.empty(BLOCK, np.float32)
+        loops.squares_quantised(totals_K, mine, codes, scales, block, begin, end, ours, sums, row)
 
     return _totals(mine_D, (len(codes),), add)
 

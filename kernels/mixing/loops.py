@@ -79,12 +79,11 @@ def add_rows(into: Floats, rows_ND: Rows, start: int, rows: Ints, shares: Floats
 
 
 @jit
-def squares(totals_K: F64, mine_D: Rows, theirs_KD: Rows, begin: int, end: int, work: Floats) -> None:
-    """Add the squared distances of these parameters; `work` [2, chunk] says how precise the sum of a chunk is."""
-    chunk = work.shape[1]
-    mine, sums = work[0], work[1, :SUMS]
-    for start in range(begin, end, chunk):
-        stop = min(start + chunk, end)
+def squares(totals_K: F64, mine_D: Rows, theirs_KD: Rows, begin: int, end: int, mine: Floats, sums: Floats) -> None:
+    """Add the squared distances of these parameters; `mine` is as long as a chunk, and `sums` [SUMS] says how precise
+    the sum of a chunk is."""
+    for start in range(begin, end, len(mine)):
+        stop = min(start + len(mine), end)
         load(mine[: stop - start], mine_D, start)
         for k in range(len(theirs_KD)):
             theirs = theirs_KD[k, start:stop]
@@ -94,15 +93,18 @@ def squares(totals_K: F64, mine_D: Rows, theirs_KD: Rows, begin: int, end: int, 
 
 @jit
 def add_square(totals_K: F64, k: int, mine: Floats, theirs: Rows, sums: Floats) -> None:
-    """Add one chunk's squared distance to one total; as many partial sums as `sums` is long."""
+    """Add one chunk's squared distance to one total; as many partial sums as `sums` is long.
+
+    A difference that the models' type cannot hold is infinite whatever the sums' type, as in `gram`.
+    """
     whole = len(theirs) // SUMS * SUMS
     sums[:] = 0
     for first in range(0, whole, SUMS):
         for p in range(SUMS):
-            difference = wide(theirs[first + p]) - mine[first + p]
+            difference = sums.dtype.type(wide(theirs[first + p]) - mine[first + p])
             sums[p] += difference * difference
     for p in range(len(theirs) - whole):
-        difference = wide(theirs[whole + p]) - mine[whole + p]
+        difference = sums.dtype.type(wide(theirs[whole + p]) - mine[whole + p])
         sums[p] += difference * difference
     for p in range(SUMS):
         totals_K[k] += np.float64(sums[p])
@@ -157,11 +159,11 @@ def squares_quantised(
     block: int,
     begin: int,
     end: int,
-    work: Floats,
+    mine: Floats,
+    sums: Floats,
     row: Floats,
 ) -> None:
-    """Add the squared distances of these parameters; `work` is as for `squares`, and `row` as long as a chunk."""
-    mine, sums = work[0], work[1, :SUMS]
+    """Add the squared distances of these parameters; `mine` and `sums` are as for `squares`, and `row` as `mine`."""
     for start in range(begin, end, len(row)):
         stop = min(start + len(row), end)
         load(mine[: stop - start], mine_D, start)

@@ -1,4 +1,5 @@
-"""The Triton kernels of `cuda`. One program takes a tile of parameters through all rows, each of which is read once.
+"""The Triton kernels of `cuda`. One program takes a tile of parameters through all rows. Each is read once, but for
+`mixed_row`, which reads all that it is made of, and `gram_kernel`, which is launched once per two blocks of rows.
 
 Values are calculated in `WIDE`, float32 or float64. Places in rows have 64 bits: K x D passes 2^31 soon. A row is
 floats, or, with `PER_SCALE` not 0, int8 codes of which as many share one of `scales`.

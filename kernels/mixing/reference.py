@@ -18,8 +18,9 @@ from torch import Tensor
 
 
 def mean(mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor) -> Tensor:
-    """Weighted mean [D]; what `weights_K` leaves of 1 is the weight of `mine_D`."""
-    return mine_D * (1 - weights_K.sum()) + (weights_K[:, None] * theirs_KD).sum(0)
+    """Weighted mean [D]; what `weights_K` leaves of 1 is the weight of `mine_D`. A row of weight 0 is not read."""
+    weights = weights_K.tolist()
+    return combine(mine_D, theirs_KD, 1 - sum(weights), weights)
 
 
 def nna(
@@ -104,7 +105,8 @@ def ranks(
     """Per parameter, the mean of the values at places first, ..., last - 1 in ascending order [D].
 
     Of N values, or of the M that `matrix_MN` makes of them before (its columns: ours, then the rows; what it has 0 of
-    is not read). NaN with its sign bit set comes before everything else, any other behind everything else.
+    is not read). NaN with its sign bit set comes before everything else, any other behind everything else; at which of
+    the two ends a NaN stands that the matrix made is unspecified, for inf - inf has another sign on other machines.
     """
     return in_order(mine_D, theirs_KD, matrix_MN)[first:last].mean(0)
 

@@ -3,8 +3,9 @@
 `rows` are K flat vectors of D, each on the CPU or on the device of `mine_D`, all of its dtype. They pass through the
 device some columns at a time: while the kernels are at one staging buffer, a stream of its own copies into the other.
 Rows in pinned memory (`Tensor.pin_memory`) are copied while the kernels run, others before. On the CPU a chunk is a
-copy. What is asked for parameter by parameter has the bits of the kernels on whole rows; sums over parameters differ in
-the last digits, for the chunks are summed in order. Never yet run on a GPU.
+copy. What is asked for parameter by parameter has the bits of the kernels on whole rows, where at most 33 values are
+sorted: torch, to which a GPU's kernels leave more, may sum in an order that depends on a chunk's width. Sums over
+parameters differ in the last digits, for the chunks are summed in order. Never yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from murmurate.kernels import mixing
 from .reference import shares_of_nearest
 
 STAGED = 2**26  # values of a staging buffer: 256 MiB of float32, 10 ms of PCIe 5.0 x16 (a guess)
+ALIGNED = 128  # values of which a chunk's width is a multiple: rows begin at whole cache lines, whatever their dtype
 
 Vectors = Sequence[Tensor]
 
@@ -31,7 +33,8 @@ def chunked(mine_D: Tensor, rows: Vectors, length: int | None = None) -> Iterato
     The next step overwrites the tensor: what is done with it must be in the device's current stream by then.
     """
     _check(mine_D, rows)
-    width = min(length or max(1, STAGED // max(1, len(rows))), max(1, len(mine_D)))
+    rows = [row_D.detach() for row_D in rows]  # a copy of what autograd watches would be watched too
+    width = min(length or max(1, STAGED // max(1, len(rows)) // ALIGNED * ALIGNED), max(1, len(mine_D)))
     spans = [slice(start, min(start + width, len(mine_D))) for start in range(0, len(mine_D), width)]
     staging = _Staging(mine_D, len(rows) * width)
     try:
@@ -89,9 +92,9 @@ class _Staging:
             self._free[number % 2].record(self._current())
 
     def close(self) -> None:
-        """Whoever gets the buffers' memory next must not find a copy into it still under way."""
+        """No copy may be under way any more: the caller may change the rows, and others get the buffers' memory."""
         if self._side:
-            self._current().wait_stream(self._side)
+            self._side.synchronize()
 
     def _current(self) -> torch.cuda.Stream:
         return torch.cuda.current_stream(self._device)

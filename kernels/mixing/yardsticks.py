@@ -32,19 +32,15 @@ def is_here(device: str) -> bool:
     return device == "cpu" or (device == "cuda" and torch.cuda.is_available())
 
 
-def models(rows: int, size: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Ours and theirs, a hundredth apart."""
+def models(rows: int, size: int, device: str = "cpu") -> Tensor:
+    """Ours and then theirs, a hundredth apart, in one tensor [rows + 1, size]: what the plain forms begin with."""
     draw = torch.Generator(device).manual_seed(0)
-    mine_D = torch.randn(size, generator=draw, device=device)
-    theirs_KD = torch.empty((rows, size), device=device)
-    for theirs_D in theirs_KD:
-        torch.randn(size, generator=draw, out=theirs_D).mul_(APART).add_(mine_D)
-    return mine_D, theirs_KD
-
-
-def together(mine_D: Tensor, theirs_KD: Tensor, size: int) -> Tensor:
-    """The first `size` parameters of all vectors, ours first, in one tensor: what the plain forms begin with."""
-    return torch.cat([mine_D[None, :size], theirs_KD[:, :size]])
+    all_ND = torch.empty((rows + 1, size), device=device)
+    for number, row_D in enumerate(all_ND):
+        torch.randn(size, generator=draw, out=row_D)
+        if number:
+            row_D.mul_(APART).add_(all_ND[0])
+    return all_ND
 
 
 def read(theirs_KD: Tensor) -> None:

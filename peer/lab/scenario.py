@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 
 from murmurate.peer.build import build_topology, degree_min
-from murmurate.peer.config import Attack, Config, Mixing, Option, checked, parse
+from murmurate.peer.config import Attack, Config, Mixing, Option, checked, located, parse
 from murmurate.peer.errors import ConfigError
 from murmurate.peer.learning.mixing.rules import RULES, check
 from murmurate.peer.sections import Section
@@ -27,6 +29,17 @@ from murmurate.topology import Topology
 NOWHERE = "127.0.0.1:0"  # simulated peers have no address
 
 Backend = Literal["simulator", "daemons"]
+
+DECIDED: dict[str, frozenset[str]] = {
+    "name": frozenset(),
+    "peers": frozenset(),
+    "attack": frozenset(),
+    "mixing": frozenset({"rule", "before", "options", "f"}),
+    "swarm": frozenset({"seed"}),
+    "task": frozenset({"partition", "alpha"}),
+    "runtime": frozenset({"state_dir"}),
+}
+"""What [lab] decides, so that the file may not: whole tables, or keys of them."""
 
 
 class Lie(Section):
@@ -64,7 +77,7 @@ class Lab(Section):
     """What a rule of that list has as mixing.options, e.g. [lab.options.krum]."""
     attacks: list[Lie] = Field(min_length=1)
     """By name, or as tables { name, scale, omniscient }."""
-    alphas: list[float] = Field(min_length=1)
+    alphas: list[Annotated[float, Field(gt=0)]] = Field(min_length=1)
     """Concentrations of the Dirichlet split."""
     seeds: int = Field(default=5, ge=1)
     """Runs of every combination, with swarm.seed 0, 1, ..."""
@@ -97,6 +110,8 @@ class Scenario:
     lab: Lab
     table: dict[str, Any]
     """What all runs have in common: the tables of a peer."""
+    where: Path
+    """The file; relative paths in it count from its folder."""
 
     def cells(self) -> Iterator[Cell]:
         """All of them; seed after seed, so that a part of them is a grid already."""
@@ -118,15 +133,22 @@ class Scenario:
 
     def configs(self, cell: Cell, folder: Path) -> list[Config]:
         """The configuration of every peer of a run; `folder` gets the graph where it has to be written down."""
-        return [self._config(cell, folder, i) for i in range(self.lab.peers)]
+        topology = self._topology(cell.seed, folder)
+        return [self._config(cell, topology, i) for i in range(self.lab.peers)]
 
     def key(self, cell: Cell) -> str:
-        """Names a run by all that it depends on, so that a result is never taken for that of another."""
+        """Names a run by its backend, the configurations of its peers with all defaults, and murmurate's version.
+
+        What files hold that these name is not in it.
+        """
         lab = self.lab.model_dump(include={"backend", "peers", "liars", "phi"})
-        text = json.dumps([lab, cell, self._attack(cell), self._rules()[cell.rule].model_dump(), self.table])
+        ends = {0, max(self.liars(), default=0)}  # one that is honest, unless all lie, and one that lies
+        peers = [self._config(cell, self.table.get("topology", {}), i) for i in sorted(ends)]
+        tables = [config.model_dump(exclude={"peers": True, "runtime": {"state_dir"}}) for config in peers]
+        text = json.dumps([version("murmurate"), lab, cell.attack, tables], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def _config(self, cell: Cell, folder: Path, i: int) -> Config:
+    def _config(self, cell: Cell, topology: dict[str, Any], i: int) -> Config:
         table = {
             **self.table,
             "name": self.names()[i],
@@ -135,10 +157,10 @@ class Scenario:
             "swarm": {"name": self.name, **self.table.get("swarm", {}), "seed": cell.seed},
             "task": {**self.table.get("task", {}), "partition": "dirichlet", "alpha": cell.alpha},
             "mixing": self._rules()[cell.rule].model_dump(),
-            "topology": self._topology(cell.seed, folder),
+            "topology": topology,
             "runtime": {"threads": 1, **self.table.get("runtime", {})},
         }
-        return parse(table)
+        return located(parse(table, str(self.where)), self.where.resolve().parent)
 
     def _attack(self, cell: Cell) -> dict[str, Any]:
         lie, names = self._attacks()[cell.attack], self.names()
@@ -156,12 +178,23 @@ class Scenario:
         for lie in lab.attacks:
             if lie.omniscient and lab.backend != "simulator":
                 raise ConfigError(f"lab.attacks: omniscient {lie.name} needs backend = 'simulator': no real peer is")
+        for what, names in ("rules", lab.rules), ("attacks", [lie.label for lie in lab.attacks]):
+            if len(set(names)) < len(names):
+                raise ConfigError(f"lab.{what}: names something twice: {', '.join(names)}")
+        for rule in lab.options:
+            if rule not in lab.rules:
+                raise ConfigError(f"lab.options.{rule}: is not one of lab.rules: {', '.join(lab.rules)}")
+        topology = self._topology(0, folder)
         for cell in self.cells():
             if cell.seed == 0 and cell.alpha == lab.alphas[0]:
-                config = self._config(cell, folder, max(self.liars(), default=0))
-                if config.exchange.name != "models":
-                    raise ConfigError("exchange.name: a scenario mixes models; `murmurate bench liars` has scalars")
-                check(config.mixing, degree_min(build_topology(config)))
+                self._check_cell(self._config(cell, topology, max(self.liars(), default=0)))
+
+    def _check_cell(self, config: Config) -> None:
+        if config.exchange.name != "models":
+            raise ConfigError("exchange.name: a scenario mixes models; `murmurate bench liars` has scalars")
+        if not config.rounds.max or not config.rounds.eval_every:
+            raise ConfigError("rounds.max, rounds.eval_every: should be at least 1: a run is judged by its end")
+        check(config.mixing, degree_min(build_topology(config)))
 
     def _attacks(self) -> dict[str, Lie]:
         return {lie.label: lie for lie in self.lab.attacks}
@@ -172,7 +205,7 @@ class Scenario:
             before, _, rule = name.rpartition("+")
             bears = rule in RULES and RULES[rule].bears
             table = {
-                **self.table.get("mixing", {}),
+                **self.table.get("mixing", {}),  # gossip_steps, keep_variance
                 "rule": rule,
                 "before": before,
                 "f": (lab.liars if lab.f < 0 else lab.f) if bears else 0,
@@ -195,8 +228,12 @@ class Scenario:
         edges = [(names[i], names[j]) for i in range(honest) for j in inside.links(i) if i < j]
         for sybil in names[honest:]:
             edges += [(sybil, names[i]) for i in sorted(random.sample(range(honest), self.lab.phi))]
-        path = folder.resolve() / f"sybils-{seed}.txt"
-        path.write_text("".join(f"{one} {other}\n" for one, other in edges), encoding="utf-8")
+        text = "".join(f"{one} {other}\n" for one, other in edges)
+        path = folder.resolve() / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
+        if not path.exists():  # others may read it at any time, and write the same
+            draft = path.with_suffix(f".{os.getpid()}")
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
         return {**common, "rule": "file", "options": {"path": str(path)}}
 
 
@@ -211,10 +248,15 @@ def load_scenario(path: Path, backend: Backend | None = None) -> Scenario:
     lab = table.pop("lab", None)
     if lab is None:
         raise ConfigError(f"{path}: has no table [lab], which says what varies; examples/robust.toml has one")
-    for key in ("name", "peers", "attack"):
-        if key in table:
-            raise ConfigError(f"{path}: {key}: follows from [lab] in a scenario; leave it out")
+    for section, keys in DECIDED.items():
+        found = table.get(section, {})
+        if section in table and not keys:
+            raise ConfigError(f"{path}: {section}: follows from [lab] in a scenario; leave it out")
+        if not isinstance(found, dict):
+            raise ConfigError(f"{path}: {section}: should be a table: [{section}]")
+        for key in keys & found.keys():
+            raise ConfigError(f"{path}: {section}.{key}: follows from [lab] in a scenario; leave it out")
     checked_lab = checked(Lab, lab, f"{path}: [lab]")
     if backend is not None:
         checked_lab = checked_lab.model_copy(update={"backend": backend})
-    return Scenario(path.stem, checked_lab, table)
+    return Scenario(path.stem, checked_lab, table, path)

@@ -2,7 +2,8 @@
 
 Rules
 * All randomness is a pure function of (swarm.seed, this peer's index, round, step): the order of the data, dropout, the
-  adoption's trial batches. So nothing of a generator is saved, and a restart goes on exactly where it was interrupted.
+  adoption's trial batches. So nothing of a generator is saved, and a restart goes on exactly where it was interrupted
+  (but for what a liar remembers of others, which is lost).
 * One call at a time, except `interrupt` and `figures`. Seeding touches torch's global generator: two trainers of one
   process must not train at the same time.
 """
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from murmurate.peer.config import Config
-from murmurate.peer.errors import ConfigError, LocalError
+from murmurate.peer.errors import ConfigError, DivergedError, LocalError
 from murmurate.peer.learning.attacks import Board, data_of, make_liar, task_of
 from murmurate.peer.learning.mixing import Memory, Mixer, Received, keeping_variance, make_memory, make_mixer
 from murmurate.peer.learning.tasks import Task
@@ -128,7 +129,10 @@ class TorchTrainer:
         if round != self._round:
             self._round, self._steps, self._loss_sum = round, 0, 0.0
         use_lr(self._optimizer, lr_of(self._config, round))
-        steps, before = self._config.local.steps, self._steps
+        steps = self._config.local.steps
+        if self._liar and not self._liar.trains:
+            self._steps = steps
+        before = self._steps
         seed, device = self._batches.seed("dropout", round), self._model.flat_D.device
         step, batch_of, interrupted = self._step, self._task.batch, self._interrupted.is_set
         losses: list[Tensor] = []
@@ -171,7 +175,7 @@ class TorchTrainer:
             self._exchanged.put(self._memory.mix(mine_E, Received(effect.turn.round, peers, theirs_KE, notes_KA)))
         elif senders:
             weights_K = mine_E.new_tensor([effect.weights[sender] for sender in senders])
-            self._exchanged.put(self._mixer(mine_E, theirs_KE, weights_K))
+            self._exchanged.put(self._mixer(mine_E, theirs_KE, weights_K, len(malformed)))
         if self._liar:
             self._liar.mixed(senders, theirs_KE, self._exchanged.get())
         if effect.pack:
@@ -325,7 +329,7 @@ class TorchTrainer:
     def _undo_mix(self) -> None:
         """After training diverged: as if nothing had been mixed since the last round, and this one had not begun."""
         if self._kept is None or not self._kept.bring_back():
-            raise LocalError(
+            raise DivergedError(
                 f"training diverged in round {self._round}: the model is not finite any more; lower local.lr (now "
                 f"{self._config.local.lr:g}) and start this peer again: it goes on from its last snapshot. (Neighbours "
                 "that send huge values do this too where they are more than mixing.f.)"
@@ -333,5 +337,7 @@ class TorchTrainer:
         self._reset_optimizer()
         if self._memory:
             self._memory.begin(self._exchanged.get())
+        if self._liar:
+            self._liar.mixed([], self._payloads.theirs(0), self._exchanged.get())
         self._steps, self._loss_sum = 0, 0.0
         self._note(mixes_undone=self._figures.get("mixes_undone", 0) + 1)

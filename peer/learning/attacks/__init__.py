@@ -46,9 +46,13 @@ class Liar:
         attack = config.attack
         self._pack, self._unpack, self._board = pack, unpack, board if attack.omniscient else None
         self._heard = Heard(frozenset(attack.accomplices) - {config.name})
-        seed = derive(config.swarm.seed, "attack", config.index)
+        kind = LIES[attack.name]
+        # Who is to say the same as its accomplices draws the same.
+        seed = derive(config.swarm.seed, "attack", -1 if kind.shared else config.index)
         every = 1 if self._board else SEARCH_EVERY
-        self._lie = LIES[attack.name](Means(attack.scale, seed, pack, mixer, every))
+        self._lie = kind(Means(attack.scale, seed, pack, mixer, every))
+        self.trains = kind.trains
+        """Whether it takes local steps."""
 
     def mixed(self, senders: Sequence[str], theirs_KD: Tensor, mixed_D: Tensor) -> None:
         """What the neighbours sent has been mixed into this model."""
@@ -62,7 +66,7 @@ class Liar:
             said = self._lie(view)
         else:
             view = self._board.look(view, self._unpack)
-            said = self._board.once(round, lambda: self._lie(view)) if self._lie.shared else self._lie(view)
+            said = self._board.once(view, self._lie) if self._lie.shared else self._lie(view)
         return self._pack(said) if isinstance(said, Tensor) else said
 
 

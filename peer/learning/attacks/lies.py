@@ -44,6 +44,8 @@ class Lie:
 
     shared = False
     """Whether liars who see the same say the same."""
+    trains = True
+    """Whether it takes local steps."""
 
     def __init__(self, means: Means) -> None:
         self._means = means
@@ -165,6 +167,8 @@ class FreeRider(Lie):
     """What the last mix made, without any training, behind noise as large as `scale` x the last change of that
     (disguised free-rider: Fraboni et al. 2021, "Free-rider Attacks on Model Aggregation in Federated Learning").
     """
+
+    trains = False
 
     _before: Tensor | None = None
 

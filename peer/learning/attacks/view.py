@@ -74,6 +74,7 @@ class Board:
         self._honest = honest
         self._rounds: dict[int, dict[str, Payload]] = {}
         self._said: dict[int, Tensor | Payload] = {}
+        self._mouth: Callable[[View], Tensor | Payload] | None = None
 
     def sent(self, name: str, round: int, payload: Payload) -> None:
         """A peer sends this."""
@@ -91,8 +92,9 @@ class Board:
             unpack(models[name], row_D)
         return View(view.round, view.mine, view.mixed, names, honest_HD, view.liars)
 
-    def once(self, round: int, say: Callable[[], Tensor | Payload]) -> Tensor | Payload:
-        """What the first liar of a round found: those who see the same say the same."""
-        if round not in self._said:
-            self._said = {round: say()}
-        return self._said[round]
+    def once(self, view: View, lie: Callable[[View], Tensor | Payload]) -> Tensor | Payload:
+        """The lie of a round: those who see the same say the same, and the first that ever asked finds it for all."""
+        self._mouth = self._mouth or lie
+        if view.round not in self._said:
+            self._said = {view.round: self._mouth(view)}
+        return self._said[view.round]

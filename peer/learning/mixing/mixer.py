@@ -23,8 +23,10 @@ from .rules import Rule
 class Mixer(Protocol):
     """Folds neighbours' models into ours: [D], [K, D], [K] -> [D]. Rows come sorted by peer id; K may be 0."""
 
-    def __call__(self, mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor) -> Tensor:
-        """What `weights_K` leaves of 1 is ours. Changes no argument."""
+    def __call__(self, mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, refused: int = 0) -> Tensor:
+        """What `weights_K` leaves of 1 is ours. `refused`: how many more sent what is no model, and count among the f.
+        Changes no argument.
+        """
         ...
 
 
@@ -43,17 +45,18 @@ class Guarded:
     fold: Fold
     f: int
 
-    def __call__(self, mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor) -> Tensor:
+    def __call__(self, mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, refused: int = 0) -> Tensor:
         """As `Mixer`. Only if the result is not finite are the rows looked at that made it so."""
         if not len(theirs_KD):
             return mine_D.clone()
-        mixed_D = self.fold(mine_D, theirs_KD, weights_K, self.f)
+        f = max(0, self.f - refused)
+        mixed_D = self.fold(mine_D, theirs_KD, weights_K, f)
         if is_finite(mixed_D):
             return mixed_D
         rows = np.flatnonzero(np.isfinite(kernels.squares(mine_D, theirs_KD)))
         lost = len(theirs_KD) - len(rows)
         if lost and len(rows):
-            mixed_D = self.fold(mine_D, theirs_KD[rows], weights_K[rows], max(0, self.f - lost))
+            mixed_D = self.fold(mine_D, theirs_KD[rows], weights_K[rows], max(0, f - lost))
             if is_finite(mixed_D):
                 return mixed_D
         return mine_D.clone()
