@@ -28,6 +28,13 @@ def test_the_obvious_form_says_the_same(rule: str) -> None:
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
 
+def test_models_are_a_hundredth_apart() -> None:
+    all_ND = yardsticks.models(3, 5000)
+    apart_KD = all_ND[1:] - all_ND[0]
+    torch.testing.assert_close(apart_KD.std(1), torch.full((3,), 0.01), rtol=0.1, atol=0)
+    torch.testing.assert_close(all_ND.std(1), torch.ones(4), rtol=0.1, atol=0)
+
+
 def test_byzfl_is_found_without_what_it_does_not_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "modules", {k: v for k, v in sys.modules.items() if k.split(".")[0] != "byzfl"})
     (tmp_path / "byzfl" / "aggregators").mkdir(parents=True)
@@ -99,7 +106,12 @@ def test_a_gpu_is_warmed_up_with_what_is_then_timed(monkeypatch: pytest.MonkeyPa
     widths, models = recorded(monkeypatch), yardsticks.models
     monkeypatch.setattr(bench_mixing, "PLAIN_PARAMETERS", 100)
     monkeypatch.setattr(yardsticks, "is_here", Mock(return_value=True))
-    monkeypatch.setattr(yardsticks, "models", Mock(side_effect=lambda rows, size, _: models(rows, size)))
+
+    def on_the_cpu(rows: int, size: int, device: str) -> Tensor:
+        del device
+        return models(rows, size)
+
+    monkeypatch.setattr(yardsticks, "models", on_the_cpu)
     rows, _, _ = bench_mixing.measure_mixing(2, Mock(), parameters=300, device="cuda")
     assert widths == {rule: [300, 300, 300] for rule in yardsticks.PLAIN}
     assert {row["device"] for row in rows} == {"cuda"}

@@ -66,7 +66,8 @@ def _shares(own: float, shares_K: Sequence[float], dtype: np.dtype[Any]) -> tupl
     """Ours, the rows with a share, and theirs."""
     shares_of = np.asarray(shares_K, dtype=np.float64)
     rows = np.flatnonzero(shares_of)
-    return dtype.type(own), rows, shares_of[rows].astype(dtype)
+    with np.errstate(over="ignore"):  # as torch does: a share too large for float32 is infinite
+        return dtype.type(own), rows, shares_of[rows].astype(dtype)
 
 
 def squares(mine_D: Tensor, theirs_KD: Tensor) -> NDArray[np.float64]:

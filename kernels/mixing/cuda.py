@@ -4,10 +4,10 @@ and sm_90; never yet timed, nor run on a GPU: tile sizes are guesses.
 Every kernel writes the result once and reads each row once, with two exceptions: with a matrix, a row is read once per
 row of the matrix that has something of it, and by `gram` once per 64 rows. `squares` and `gram` take differences to
 ours first, sum them within a tile, and add the tiles in float64 in an order that depends on the sizes alone: no
-atomics. Up to 33 values are sorted in registers, by the network of `cpu`: each number of values and choice of places is compiled by
-itself, for up to 6 s, and Triton keeps that on disk. More are sorted by torch, some columns at a time. float16 and
-bfloat16 are widened to float32 on the way in and rounded on the way out. Nothing is fused, so that the interpreter
-rounds as a GPU does, inner products excepted. Arguments are checked in `__init__`.
+atomics. Up to 33 values are sorted in registers, by the network of `cpu`: each number of values and choice of places is
+compiled by itself, for up to 6 s, and Triton keeps that on disk. More are sorted by torch, some columns at a time.
+float16 and bfloat16 are widened to float32 on the way in and rounded on the way out. Nothing is fused, so that the
+interpreter rounds as a GPU does, inner products excepted. Arguments are checked in `__init__`.
 """
 
 # Triton's launches have no Python types.
