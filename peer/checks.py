@@ -49,6 +49,11 @@ def _audit(config: Config) -> Iterator[str]:
         yield f"{audit}: needs models as they are, so exchange.dtype = 'float32', not {exchange.dtype!r}"
     if exchange.parameters:
         yield f"{audit}: needs whole models, so exchange.parameters = '', not {exchange.parameters!r}"
+    if config.audit.deadline_s <= config.liveness.timeout_s:
+        yield (
+            f"audit.deadline_s = {config.audit.deadline_s}: should be above liveness.timeout_s = "
+            f"{config.liveness.timeout_s}, or who is dead and not known to be is banned"
+        )
     if mixing.gossip_steps != 1:
         yield f"{audit}: needs mixing.gossip_steps = 1, not {mixing.gossip_steps}"
     if config.task.data:

@@ -169,10 +169,12 @@ class Audit(Section):
     tasks whose data every peer holds. docs/protocol.md says what they find."""
 
     rate: float = Field(default=0.0, ge=0, le=1)
-    """Chance per round of auditing one neighbour, which costs as much as one round's local steps; 0: no audits. All
-    must agree whether it is 0, and if not on all of [local], task.partition, task.alpha and the kind of device."""
+    """Chance per round of auditing one neighbour, which costs as much as one round's local steps, and the making of its
+    task (which may read the data again) unless it is the one that was audited last; 0: no audits. All must agree
+    whether it is 0, and if not on all of [local], task.partition, task.alpha and the kind of device."""
     deadline_s: float = Field(default=30.0, gt=0)
-    """Longest silence of a neighbour that is alive and owes an answer; above five round trips. (a guess)"""
+    """Longest silence of a neighbour that is alive and owes an answer; above five round trips, and above
+    liveness.timeout_s. (a guess)"""
 
 
 class Topology(Section):

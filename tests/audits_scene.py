@@ -11,11 +11,13 @@ from murmurate.peer.protocol.audits import (
 )
 from murmurate.peer.protocol.core import Peer
 from murmurate.peer.protocol.events import (
+    AuditDone,
     Banned,
     Body,
-    Cleared,
     Effect,
     Evidence,
+    Examine,
+    Examined,
     LinkUp,
     Mixed,
     PeerId,
@@ -40,7 +42,7 @@ from .scene import B, C, D, data, told, too_late, update
 
 ME = PeerId("me")
 START, PAYLOAD = 3, 5  # bytes; a start of ours is "s07", a payload "b 7.0"
-SILENT = "it does not show how its round began"
+SILENT = "it does not show how its round began (asked 5 times in 30 s)"
 WAIT_S = 30.0 / ASKS_MAX
 THIRD = 1 / 4  # Metropolis weights of a complete graph of four
 
@@ -126,8 +128,25 @@ def waited(peer: Peer, round: int = 2) -> list[Effect]:
 
 
 def cleared(peer: PeerId, why: str = "") -> Report:
-    return Report(Cleared(peer, 2, why))
+    return Report(AuditDone(peer, 2, why))
 
 
 def banned(peer: PeerId, reason: str) -> Report:
     return Report(Banned(peer, 2, reason))
+
+
+def asked_again(peer: Peer, asked: PeerId, first: int, answers: bool = True) -> int:
+    """Rounds go by until the same neighbour is asked again (and has answered); returns about which one."""
+    for round in range(first, first + 40):
+        send, _ = do_round(peer, round, 10.0 * round)
+        assert isinstance(send, Send)
+        if send.to == asked and not answers:
+            return round
+        whole = bytes(2 * START + PAYLOAD)
+        shown = evidence(send.to, round=round, before=round - 1, sources=(), data=whole)
+        (examine,) = peer.handle(says(send.to, shown), 10.0 * round)
+        assert isinstance(examine, Examine)
+        if send.to == asked:
+            return round
+        peer.handle(Examined(send.to, round), 10.0 * round)
+    raise AssertionError(asked)

@@ -10,7 +10,7 @@ from typing import Any
 from murmurate.peer.config import Config, parse
 from murmurate.peer.learning.audits import AuditedTrainer
 from murmurate.peer.learning.trainer import make_trainer
-from murmurate.peer.protocol.events import Examine, Examined, Mix, Mixed, PeerId, Trained, Turn
+from murmurate.peer.protocol.events import Examine, Examined, Mix, Mixed, PeerId, Source, Trained, Turn
 
 NAMES = "abcd"
 WEIGHT = 1 / len(NAMES)
@@ -31,6 +31,20 @@ def trainer_of(me: str, **tables: Any) -> AuditedTrainer:
 
 def digest(data: Any) -> bytes:
     return hashlib.sha256(data).digest()
+
+
+def mix_of(round: int, inbox: Mapping[PeerId, bytes], weight: float = WEIGHT) -> Mix:
+    """A mix of models of this round, each of its sender's first life."""
+    return Mix(
+        Turn(round),
+        inbox,
+        dict.fromkeys(inbox, weight),
+        sources=dict(zip(inbox, sources_of(round, inbox), strict=True)),
+    )
+
+
+def sources_of(round: int, inbox: Mapping[PeerId, bytes]) -> tuple[Source, ...]:
+    return tuple(Source(peer, 1, round) for peer in inbox)
 
 
 Meddle = Callable[[AuditedTrainer], object]
@@ -64,11 +78,11 @@ class Story:
         inbox = {PeerId(name): bytes(other.train(round).payload) for name, other in self.others.items()}
         self.trained.append(trained)
         self.inboxes.append(inbox)
-        self.mixed.append(self.witness.mix(Mix(Turn(round), inbox, dict.fromkeys(inbox, WEIGHT))))
+        self.mixed.append(self.witness.mix(mix_of(round, inbox)))
         payloads = {PeerId("a"): bytes(trained.payload), **inbox}
         for name, other in self.others.items():
             rest = {peer: payload for peer, payload in payloads.items() if peer != name}
-            other.mix(Mix(Turn(round), rest, dict.fromkeys(rest, WEIGHT)))
+            other.mix(mix_of(round, rest))
         if meddle is not None:
             meddle(self.witness)
 
@@ -97,6 +111,7 @@ class Story:
             sent=digest(before.payload),
             weights=dict.fromkeys(inbox, WEIGHT),
             heard={peer: digest(payload) for peer, payload in inbox.items()},
+            sources=sources_of(before.round, inbox),
             evidence=bytearray(b"".join(parts or self.parts())),
         )
         return self.auditor.examine(replace(effect, **changes))

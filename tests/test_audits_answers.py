@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from murmurate.peer.protocol.audits import (
     DIGESTS_MAX,
-    HELD_MAX,
-    PIECE_BYTES,
     Audits,
 )
 from murmurate.peer.protocol.core import Peer
@@ -25,6 +23,7 @@ from murmurate.peer.protocol.events import (
 )
 from murmurate.peer.protocol.neighbourhood import Neighbourhood
 from murmurate.peer.protocol.rounds import Pacing
+from murmurate.peer.protocol.showing import HELD_MAX, PIECE_BYTES
 from murmurate.topology import Topology
 
 from .audits_scene import (
@@ -133,7 +132,7 @@ def test_what_is_remembered_is_bounded() -> None:
     audits = peer.audits
     assert isinstance(audits, Audits)
     held = vars(audits)
-    assert len(held["_pasts"]) == HELD_MAX
+    assert len(vars(held["_showing"])["_pasts"]) == HELD_MAX
     assert {len(digests) for digests in held["_digests"].values()} == {DIGESTS_MAX}
 
 
@@ -143,3 +142,20 @@ def test_without_audits_questions_have_no_effect() -> None:
     peer.handle(Started(0), 0.0)
     assert peer.handle(LinkUp(B, 1, Turn(0)), 0.0) == [changed(B, "alive"), Train(1)]
     assert peer.handle(says(B, Question(1, 0)), 1.0) == []
+
+
+def test_what_a_neighbour_has_begun_to_ask_for_stays_until_it_was_given() -> None:
+    peer = auditor(rate=0.0)
+    large = bytes(PIECE_BYTES)
+    for round in range(1, 7):
+        payload = data("me", round)
+        peer.handle(Trained(round, payload, proof=Proof(large, digest(payload))), 10.0 * round)
+        all_speak(peer, round, 10.0 * round)
+        peer.handle(mixed(round), 10.0 * round)
+        if round == 2:
+            assert shown(peer, 2) != [Send(B, Evidence(2, 0, 0))]
+    for number in (1, 2):  # four rounds later
+        assert shown(peer, 2, B, number) != [Send(B, Evidence(2, number, 0))]
+    assert shown(peer, 2, C) == [Send(C, Evidence(2, 0, 0))]
+    peer.handle(Trained(7, b"x", proof=Proof(large, digest(b"x"))), 80.0)
+    assert shown(peer, 2) == [Send(B, Evidence(2, 0, 0))]

@@ -10,12 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from murmurate.peer.errors import ConfigError
-from murmurate.peer.learning.audits import DIGEST_BYTES, AuditedTrainer
+from murmurate.peer.learning.audits import AuditedTrainer
+from murmurate.peer.learning.starts import DIGEST_BYTES, came_of
 from murmurate.peer.learning.tasks import digits
 from murmurate.peer.learning.trainer import make_trainer
 from murmurate.peer.protocol.events import Examined, PeerId, Proof
 
-from .audits_story import Story, config_of, digest, trainer_of
+from .audits_story import Story, config_of, digest, sources_of, trainer_of
+
+# These tests look inside: where the audited peer's place is taken.
+# pyright: reportPrivateUsage=false
 
 # Hostile evidence ---------------------------------------------------------------------------------------
 
@@ -56,8 +60,8 @@ def test_starts_that_nobody_can_train_are_faults(told: Story, value: float, part
     at = DIGEST_BYTES + 1 + (0 if part == "model" else 4 * size)
     began = began[:at] + torch.full((size,), value).numpy().tobytes() + began[at + 4 * size :]
     sent = sent[:-DIGEST_BYTES] + digest(began)
-    names = b"".join(digest(peer.encode()) + digest(payload) for peer, payload in told.inbox().items())
-    begins = digest(digest(sent) + names) + begins[DIGEST_BYTES:]
+    inbox_of = zip(sources_of(2, told.inbox()), map(digest, told.inbox().values()), strict=True)
+    begins = came_of(digest(sent), inbox_of) + begins[DIGEST_BYTES:]
     payload = bytes(told.trained[-1].payload[:-DIGEST_BYTES]) + digest(begins)
     found = told.examine([began, sent, *inbox, begins], payload=payload, sent=digest(sent))
     assert found.fault
@@ -72,11 +76,26 @@ def test_an_audit_leaves_no_trace_in_the_auditor() -> None:
 
 
 def test_an_interrupted_audit_says_nothing() -> None:
+    """It leaves: whether it was about to take another's place, or still has to."""
+    for is_made in (False, True):
+        story = Story.of(3)
+        if is_made:
+            assert story.examine() == Examined(PeerId("a"), 3)
+        story.auditor.interrupt()
+        for _ in range(2):
+            assert story.examine() == Examined(PeerId("a"), 3, hindered="we leave")
+
+
+def test_an_interrupt_reaches_an_audit_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     story = Story.of(3)
-    story.examine()  # makes the bench
-    story.auditor.interrupt()
+    load = AuditedTrainer._load
+
+    def interrupted(bench: AuditedTrainer, start: memoryview) -> None:
+        story.auditor.interrupt()
+        load(bench, start)
+
+    monkeypatch.setattr(AuditedTrainer, "_load", interrupted)
     assert story.examine() == Examined(PeerId("a"), 3, hindered="we leave")
-    assert story.examine() == Examined(PeerId("a"), 3)
 
 
 @pytest.mark.parametrize("where", ["_bench_of", "_load"])
@@ -86,6 +105,55 @@ def test_too_little_memory_says_nothing(told: Story, where: str, monkeypatch: py
 
     monkeypatch.setattr(AuditedTrainer, where, full)
     assert told.examine() == Examined(PeerId("a"), 3, hindered="there is no memory for its steps")
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_an_error_in_its_steps_is_no_fault(told: Story, is_ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch's, where there is no memory; but it may be its doing if our own first start does without."""
+    loads = 0
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] can't allocate memory\nand more")
+
+    def load(bench: AuditedTrainer, start: memoryview) -> None:
+        nonlocal loads
+        loads += 1
+        whole_load(bench, start)
+        if is_ours or loads == 1:
+            monkeypatch.setattr(bench, "_step", fails)
+        else:
+            monkeypatch.undo()
+
+    whole_load = AuditedTrainer._load
+    told.auditor._bench = None
+    monkeypatch.setattr(AuditedTrainer, "_load", load)
+    found = told.examine()
+    told.auditor._bench = None
+    why = "its local steps end with RuntimeError: [enforce fail at alloc_cpu.cpp] can't allocate memory"
+    assert found == Examined(PeerId("a"), 3, hindered=why, theirs=not is_ours)
+
+
+@pytest.mark.parametrize("error", [ConfigError("no such file"), OSError("no such file")])
+def test_no_task_no_audit(told: Story, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: object) -> None:
+        raise error
+
+    told.auditor._bench = None
+    monkeypatch.setattr("murmurate.peer.learning.audits.make_task", fails)
+    why = f"its place cannot be taken: {type(error).__name__}: no such file"
+    assert told.examine() == Examined(PeerId("a"), 3, hindered=why)
+
+
+def test_divergence_is_told(told: Story) -> None:
+    began, sent, *inbox, begins = told.parts()
+    at = DIGEST_BYTES + 1
+    began = began[:at] + torch.full((4,), float("nan")).numpy().tobytes() + began[at + 16 :]
+    sent = sent[:-DIGEST_BYTES] + digest(began)
+    named = zip(sources_of(2, told.inbox()), map(digest, told.inbox().values()), strict=True)
+    begins = came_of(digest(sent), named) + begins[DIGEST_BYTES:]
+    payload = bytes(told.trained[-1].payload[:-DIGEST_BYTES]) + digest(begins)
+    found = told.examine([began, sent, *inbox, begins], payload=payload, sent=digest(sent))
+    assert found.fault.startswith("its local steps in round 2 are not possible: DivergedError: training diverged")
 
 
 # Refusals ----------------------------------------------------------------------------------------------

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from murmurate.peer.config import Config
-from murmurate.peer.learning.audits import DIGEST_BYTES, AuditedTrainer
+from murmurate.peer.learning.audits import AuditedTrainer
+from murmurate.peer.learning.starts import DIGEST_BYTES
 from murmurate.peer.learning.tasks import TASKS, digits
-from murmurate.peer.protocol.events import Adopt, Examined, Mix, PeerId, Turn
+from murmurate.peer.protocol.events import Adopt, Examined, PeerId, Turn
 
-from .audits_story import WEIGHT, Story, digest, trainer_of
+from .audits_story import Story, digest, mix_of, sources_of, trainer_of
 
 # These tests look inside: a liar can change anything of its own.
 # pyright: reportPrivateUsage=false
@@ -40,8 +41,8 @@ from .audits_story import WEIGHT, Story, digest, trainer_of
 def test_what_an_honest_peer_shows_is_bit_for_bit_what_is_recomputed(
     tables: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("STEP_TOLERANCE", "MIX_TOLERANCE", "ROUNDINGS"):
-        monkeypatch.setattr(f"murmurate.peer.learning.audits.{name}", 0.0)
+    for name in ("audits.STEP_TOLERANCE", "audits.MIX_TOLERANCE", "starts.ROUNDINGS"):
+        monkeypatch.setattr(f"murmurate.peer.learning.{name}", 0.0)
     story = Story.of(3, **tables)
     assert story.examine() == Examined(PeerId("a"), 3)
 
@@ -56,18 +57,21 @@ def test_the_sizes_are_exact() -> None:
     assert dict(story.mixed[0].digests) == {peer: digest(payload) for peer, payload in story.inboxes[0].items()}
 
 
-def test_malformed_models_have_no_digest_and_are_not_committed_to() -> None:
-    story = Story.of(1)
+@pytest.mark.parametrize("mixing", [{}, {"rule": "nna", "f": 1}], ids=str)
+def test_malformed_models_have_no_digest_and_are_not_committed_to(mixing: dict[str, Any]) -> None:
+    """Nor do they count among the f: no auditor knows of them."""
+    story = Story.of(1, mixing=mixing)
     story.trained.append(story.witness.train(2))
-    good = bytes(story.others["b"].train(2).payload)
-    bad = {PeerId("c"): b"short", PeerId("d"): b"\xff" * len(good), PeerId("e"): b""}
-    inbox = {PeerId("b"): good, **bad}
-    mixed = story.witness.mix(Mix(Turn(2), inbox, dict.fromkeys(inbox, 0.2)))
+    good = {PeerId(name): bytes(story.others[name].train(2).payload) for name in "bc"}
+    size = story.witness.payload_bytes
+    bad = {PeerId("d"): b"\xff" * size, PeerId("e"): b"", PeerId("f"): b"short"}
+    inbox = {**good, **bad}
+    mixed = story.witness.mix(mix_of(2, inbox, 0.2))
     assert set(mixed.malformed) == set(bad)
-    assert mixed.digests == ((PeerId("b"), digest(good)),)
-    story.inboxes.append({PeerId("b"): good})
+    assert dict(mixed.digests) == {peer: digest(payload) for peer, payload in good.items()}
+    story.inboxes.append(good)
     story.trained.append(story.witness.train(3))
-    found = story.examine(weights={PeerId("b"): 0.2})
+    found = story.examine(weights=dict.fromkeys(good, 0.2))
     assert found == Examined(PeerId("a"), 3)
 
 
@@ -96,9 +100,45 @@ def test_buffers_belong_to_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     assert honest.examine() == Examined(PeerId("a"), 3)
 
     def forge(witness: AuditedTrainer) -> None:
-        witness._model.module.get_buffer("norm.num_batches_tracked").fill_(100)
+        witness._model.module.get_buffer("norm.num_batches_tracked").fill_(7)
 
     assert "optimizer is not" in Story.of(3, forge, task={"name": "normed"}).examine().fault
+
+
+@pytest.mark.parametrize("value", [-1, 10**9])
+def test_whole_numbers_that_no_start_has_are_not_trained(value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be indices, and on some devices a wrong one ends the process."""
+
+    def make(config: Config) -> digits.Digits:
+        task = digits.make_task(config)
+        task.model = Normed
+        return task
+
+    def forge(witness: AuditedTrainer) -> None:
+        witness._model.module.get_buffer("norm.num_batches_tracked").fill_(value)
+
+    monkeypatch.setitem(TASKS, "normed", make)
+    story = Story.of(3, forge, task={"name": "normed"})
+    monkeypatch.setattr(AuditedTrainer, "_takes_steps", None)
+    assert story.examine().fault == "it shows a start with a whole number that none has"
+
+
+def test_what_should_be_zero_may_be_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean that a batch norm keeps of what is zero differs between processors by more than its own length."""
+
+    def make(config: Config) -> digits.Digits:
+        task = digits.make_task(config)
+        task.model = lambda: nn.Sequential(nn.BatchNorm1d(64, affine=False), Normed())
+        return task
+
+    def round_off(witness: AuditedTrainer) -> None:
+        witness._model.module.get_buffer("1.norm.running_mean").add_(1e-8)
+
+    monkeypatch.setitem(TASKS, "normed", make)
+    story = Story.of(3, round_off, task={"name": "normed"})
+    kept = story.witness._model.module.get_buffer("1.norm.running_mean")
+    assert 0 < float(kept.norm()) < 1e-6
+    assert story.examine() == Examined(PeerId("a"), 3)
 
 
 def test_a_peer_that_came_back_from_its_snapshot_passes(tmp_path: Path) -> None:
@@ -123,7 +163,7 @@ def test_a_snapshot_between_training_and_mixing_holds_what_the_round_began_with(
     story.witness = again
     inbox = {PeerId(name): bytes(other.train(3).payload) for name, other in story.others.items()}
     story.inboxes.append(inbox)
-    again.mix(Mix(Turn(3), inbox, dict.fromkeys(inbox, WEIGHT)))
+    again.mix(mix_of(3, inbox))
     story.trained.append(again.train(4))
     assert story.examine() == Examined(PeerId("a"), 4)
 
@@ -162,17 +202,30 @@ def test_a_mix_that_cannot_be_trained_is_undone_and_that_is_no_fault() -> None:
     story.trained.append(story.witness.train(3))
     model = torch.full(((story.witness.payload_bytes - DIGEST_BYTES) // 4,), 1e30)
     huge = model.numpy().tobytes() + bytes(DIGEST_BYTES)
-    story.witness.mix(Mix(Turn(3), {PeerId("c"): huge}, {PeerId("c"): 0.5}))
+    story.witness.mix(mix_of(3, {PeerId("c"): huge}, 0.5))
     story.inboxes.append({PeerId("c"): huge})
     story.trained.append(story.witness.train(4))
     proof = story.trained[-1].proof
     assert proof is not None
     assert proof.undone
+    assert story.witness.figures()["mixes_undone"] == 1
     assert story.examine() == Examined(PeerId("a"), 4)
-    story.witness.mix(Mix(Turn(4), {}, {}))
+    story.witness.mix(mix_of(4, {}))
     story.inboxes.append({})
     story.trained.append(story.witness.train(5))
     assert story.examine() == Examined(PeerId("a"), 5)
+
+
+def test_a_model_that_has_grown_is_no_place_to_go_back_to() -> None:
+    """It may be on its way to overflow: see undo.py."""
+    story = Story.of(2, local={"lr": 1e-30})
+    small = story.witness._model.flat_D.clone()
+    story.witness._model.flat_D.fill_(1e4)
+    assert story.witness.train(3).complete
+    huge = torch.full_like(small, 1e30).numpy().tobytes() + bytes(DIGEST_BYTES)
+    story.witness.mix(mix_of(3, {PeerId("c"): huge}, 0.5))
+    assert story.witness.train(4).complete
+    assert float(story.witness._model.flat_D.abs().max()) < 100
 
 
 # Liars do not ------------------------------------------------------------------------------------------
@@ -247,6 +300,14 @@ def test_a_forged_inbox_is_told_apart_from_what_was_heard() -> None:
     assert story.examine(heard=heard) == Examined(PeerId("a"), 3, differs=(PeerId("c"),))
     del heard[PeerId("c")]
     assert story.examine(heard=heard) == Examined(PeerId("a"), 3)
+
+
+@pytest.mark.parametrize("label", [{"incarnation": 99}, {"round": 1}], ids=str)
+def test_lives_and_rounds_of_what_was_mixed_are_committed_to(label: dict[str, int]) -> None:
+    story = Story.of(3)
+    one, *rest = sources_of(2, story.inbox())
+    found = story.examine(sources=(one._replace(**label), *rest))
+    assert found.fault == "it shows other models than it committed to have mixed"
 
 
 def test_weights_are_not_the_witnesses_choice() -> None:

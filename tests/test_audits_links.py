@@ -15,8 +15,9 @@ from murmurate.peer.errors import ConfigError, RemoteError
 from murmurate.peer.lab.cohort import Cohort, loopback_configs
 from murmurate.peer.learning.trainer import make_trainer
 from murmurate.peer.manifest import Manifest, first_difference
-from murmurate.peer.protocol.audits import PIECE_BYTES
-from murmurate.peer.protocol.events import Body, Evidence, PeerId, Question, Source, Turn
+from murmurate.peer.protocol.events import Ask, Body, Evidence, PeerId, Question, Rumor, Source, Turn, Vector
+from murmurate.peer.protocol.showing import PIECE_BYTES
+from murmurate.peer.runtime.packing import BODY_BYTES
 from murmurate.peer.runtime.wire import PROTOCOL, RUMORS_BYTES_MAX, Assembler, Hello, Outbox, encode_body, encode_hello
 from murmurate.proto import link_pb2 as pb
 
@@ -73,7 +74,18 @@ def test_a_neighbour_that_reads_nothing_costs_no_more_than_a_bound() -> None:
     frames = 0
     while outbox.next_frame() is not None:
         frames += 1
-    assert frames == RUMORS_BYTES_MAX // PIECE_BYTES
+    assert frames == RUMORS_BYTES_MAX // (PIECE_BYTES + BODY_BYTES)
+
+
+@pytest.mark.parametrize("body", [Evidence(7, 0, 0), Question(7), Ask(), Vector((), whole=False), Rumor()], ids=str)
+def test_bodies_without_data_wait_in_no_longer_a_line(body: Body) -> None:
+    outbox = Outbox()
+    for _ in range(2 * RUMORS_BYTES_MAX // BODY_BYTES):
+        outbox.put(body)
+    frames = 0
+    while outbox.next_frame() is not None:
+        frames += 1
+    assert frames == RUMORS_BYTES_MAX // BODY_BYTES
 
 
 # In the manifest ----------------------------------------------------------------------------------------
@@ -128,6 +140,12 @@ def test_a_core_audits_if_the_configuration_says_so() -> None:
     assert (auditing.rate, auditing.f, auditing.payload_bytes) == (0.5, 1, trainer.payload_bytes)
     plain = config_of()
     assert build_auditing(plain, build_neighbourhood(plain, build_topology(plain)), trainer, b"?") is None
+
+
+def test_the_dead_must_be_known_before_they_are_guilty_of_silence() -> None:
+    with pytest.raises(ConfigError, match=r"audit\.deadline_s = 3\.0: should be above liveness\.timeout_s = 3\.0"):
+        config_of(audit={"rate": 0.5, "deadline_s": 3.0})
+    assert config_of(audit={"rate": 0.0, "deadline_s": 3.0})
 
 
 def test_a_graph_that_changes_is_refused() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from murmurate.peer.errors import ConfigError
 from murmurate.peer.learning.mixing import Memory, Received, make_memory
 from murmurate.peer.learning.mixing.bristle import f1_scores, integrate
 from murmurate.peer.learning.mixing.histories import FoolsGold, SybilWall, trust
@@ -250,6 +251,14 @@ def test_rffl_moves_no_farther_than_the_clip() -> None:
         assert float(mixed_D.norm()) <= limit
 
 
+def test_a_history_without_end_is_told_in_a_length_that_others_take() -> None:
+    memory = memory_of("sybilwall", torch.zeros(2))
+    mine_D = torch.tensor([3e30, 4e30])
+    note = memory.attach(1, mine_D)
+    memory.check(note)
+    torch.testing.assert_close(note[:2] / note[:2].norm(), torch.tensor([0.6, 0.8]))
+
+
 # Bristle ---------------------------------------------------------------------------------------------
 
 
@@ -258,7 +267,7 @@ def bristle_of(labels: Sequence[int], predictions: Mapping[float, Sequence[int]]
     config = config_of("bristle", options=options)
 
     def judge(head_D: Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return np.array(labels), np.array(predictions[float(head_D[0])])
+        return np.array(labels), np.array(predictions.get(float(head_D[0]), labels))
 
     return make_memory(config, torch.zeros(1), schema, judge)
 
@@ -284,6 +293,12 @@ def test_bristle_takes_what_is_better_class_by_class() -> None:
     np.testing.assert_allclose(mixed_D[6:].numpy(), expected, 1e-6)
     alone_D = bristle_of(labels, says, schema).mix(mine_D, heard([liar_D, liar_D], (1, 2)))
     assert torch.equal(alone_D, mine_D)
+
+
+def test_bristle_needs_examples_of_classes_that_the_layer_knows() -> None:
+    schema = (("w", (2, 1), "float32"),)
+    with pytest.raises(ConfigError, match="none is of a class from 0 to 1"):
+        bristle_of([2, -1], {0.0: [0, 1]}, schema)
 
 
 def test_bristle_looks_at_so_many_near_and_far() -> None:

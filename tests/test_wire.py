@@ -14,6 +14,7 @@ from murmurate.peer.manifest import Manifest
 from murmurate.peer.protocol.events import Body, Goodbye, Have, Heartbeat, PeerId, Rumor, Turn, Update, Vector
 from murmurate.peer.protocol.records import Batch, FeedState, Origin
 from murmurate.peer.runtime import wire
+from murmurate.peer.runtime.packing import BODY_BYTES
 from murmurate.peer.runtime.wire import (
     CHUNK_BYTES,
     FRAME_BYTES_MAX,
@@ -404,7 +405,7 @@ def test_beyond_the_bound_the_oldest_rumors_are_dropped() -> None:
         outbox.put(rumor(number, size))
     kept = [body.batches[0].number for body in drain(outbox) if isinstance(body, Rumor)]
     assert kept == list(range(count - len(kept), count))
-    assert len(kept) == wire.RUMORS_BYTES_MAX // (size + 72)
+    assert len(kept) == wire.RUMORS_BYTES_MAX // (size + 72 + BODY_BYTES)
     outbox.put(rumor(7))  # what was dropped does not count any more
     assert drain(outbox) == [rumor(7)]
 

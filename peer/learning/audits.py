@@ -4,48 +4,62 @@ Behind the model a payload carries the SHA-256 of its round's *start*, which has
 
     SHA-256 of how it came about (32) | whether the optimizer took steps (1) | model | buffers | optimizer's tensors
 
-How it came about is what was sent in the round before and whose models were mixed then; zeros in the first round of a
-life. The optimizer's tensors are zeros before its first step; all else of its state must be the same in all rounds.
+How it came about is what was sent in the round before, and which models were mixed then: whose, of which life and
+round; zeros in the first round of a life. The optimizer's tensors are zeros before its first step; all else of its
+state must be the same in all rounds.
 Numbers are little-endian, as on every machine that torch runs on.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from murmurate.peer.config import Attack, Config
-from murmurate.peer.errors import ConfigError, LocalError, MurmurateError
+from murmurate.peer.errors import ConfigError, DivergedError, LocalError, MurmurateError
 from murmurate.peer.learning.attacks import Board
 from murmurate.peer.learning.mixing import Mixer
 from murmurate.peer.learning.tasks import Task, make_task
-from murmurate.peer.protocol.events import Adopt, Examine, Examined, Mix, Mixed, Payload, PeerId, Proof, Trained
+from murmurate.peer.protocol.events import Adopt, Examine, Examined, Mix, Mixed, PeerId, Proof, Trained
 from murmurate.peer.protocol.seams import Write
 
 from . import snapshot
-from .flat import FlatModel
-from .optimizers import make_optimizer, use_hyperparameters
+from .optimizers import use_hyperparameters
+from .starts import (
+    DIGEST_BYTES,
+    bytes_of,
+    came_of,
+    digests,
+    encoded,
+    is_near,
+    kinds_of,
+    length,
+    like,
+    parts,
+    raw,
+    slots_of,
+)
 from .trainer import TorchTrainer
 
-DIGEST_BYTES = 32
 NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 NOWHERE = bytes(DIGEST_BYTES)  # how the first start of a life came about
 
-STEP_TOLERANCE = 1e-2
+STEP_TOLERANCE = 5e-2
 """Of the update's length: how far recomputed local steps may be from those that were sent, since processors add up in
 other orders. Measured on digits, 20 to 200 steps: other numbers of threads give 3e-8 to 7e-6; a random last bit in each
-weight after each step 4e-7 to 1e-5, but 5e-2 after 200 steps of the convolutional net, which are not stable."""
+weight after each step 4e-7 to 1e-5, but 5e-2 after 200 steps of the convolutional net, which are not stable. AdamW
+divides by what may be rounding only: 7e-3 after 20 steps of a layer before a batch norm. A lie has to be far larger
+to be of use. (The margin is a guess.)"""
 
 MIX_TOLERANCE = 1e-4
 """Of the model's length: the same for a mix, whose shares may come from a Gram matrix in float32. (a guess)"""
-
-ROUNDINGS = 16
-"""Of the model's length, in units of its dtype: what is rounding however short the update is. (a guess)"""
 
 
 class AuditedTrainer(TorchTrainer):
@@ -53,8 +67,18 @@ class AuditedTrainer(TorchTrainer):
 
     start_bytes: int
 
-    def __init__(self, config: Config, task: Task, mixer: Mixer, board: Board | None = None) -> None:
-        """Raises ConfigError for a task, a mixing rule or an optimizer that cannot be audited."""
+    def __init__(
+        self,
+        config: Config,
+        task: Task,
+        mixer: Mixer,
+        board: Board | None = None,
+        like: AuditedTrainer | None = None,
+    ) -> None:
+        """`like`: one of the same swarm, whose optimizer need not be tried again.
+
+        Raises ConfigError for a task, a mixing rule or an optimizer that cannot be audited.
+        """
         super().__init__(config, task, mixer, board)
         audit = f"audit.rate = {config.audit.rate}"
         if not getattr(task, "public", False):
@@ -62,17 +86,21 @@ class AuditedTrainer(TorchTrainer):
         if self._memory:
             raise ConfigError(f"{audit}: mixing.rule = {config.mixing.rule!r} remembers what no auditor knows")
         self.payload_bytes += DIGEST_BYTES
-        self._document, self._slots = _slots_of(config, self._model)
+        self._mixer = _of_heard(self._mixer)
+        self._document, self._slots = (like._document, like._slots) if like else slots_of(config, self._model)
+        buffers = [name.rpartition(".")[2] for name in snapshot.copy_buffers(self._model.module)]
+        self._kinds = [*buffers, *kinds_of(self._document)]
         self._new, tensors = self._encoded()
         self._fresh = _Left(True, tensors) if self._new == self._document else _Left(False, self._slots)
-        self.start_bytes = DIGEST_BYTES + 1 + sum(_bytes_of(tensor) for tensor in (*self._held(), *self._slots))
-        self._first = self._start_of(NOWHERE)  # of round 1
+        self.start_bytes = DIGEST_BYTES + 1 + sum(bytes_of(tensor) for tensor in (*self._held(), *self._slots))
+        self._first = like._first if like else self._start_of(NOWHERE)  # of round 1
         self._came = NOWHERE
         self._start = b""  # of the round in training
         self._sent = NOWHERE  # digest of our last payload
         self._left: list[Tensor] | None = None  # the model that it had, and its buffers
         self._undone = False  # whether the last mix was
         self._bench: AuditedTrainer | None = None  # where we recompute
+        self._leaving = like._leaving if like else threading.Event()  # for good
 
     # Being audited ------------------------------------------------------------------------------------
 
@@ -88,7 +116,8 @@ class AuditedTrainer(TorchTrainer):
             return trained
         payload = bytes(trained.payload) + hashlib.sha256(self._start).digest()
         self._sent = hashlib.sha256(payload).digest()
-        self._left = [tensor.clone() for tensor in self._held()] if self._kept else None
+        has_left = self._kept and not self._kept.has_grown()
+        self._left = [tensor.clone() for tensor in self._held()] if has_left else None
         proof, self._undone = Proof(self._start, self._sent, self._undone), False
         return Trained(round, payload, proof=proof)
 
@@ -96,15 +125,16 @@ class AuditedTrainer(TorchTrainer):
         """See the seam."""
         models = {peer: memoryview(payload)[:-DIGEST_BYTES] for peer, payload in effect.inbox.items()}
         mixed = super().mix(Mix(effect.turn, models, effect.weights, effect.pack))
-        digests = _digests(effect.inbox, mixed.malformed)
-        self._came = _came_of(self._sent, digests) if self._start else NOWHERE
-        return Mixed(mixed.turn, mixed.payload, mixed.malformed, digests)
+        heard = digests(effect.inbox, mixed.malformed)
+        named = ((effect.sources[peer], digest) for peer, digest in heard)
+        self._came = came_of(self._sent, named) if self._start else NOWHERE
+        return Mixed(mixed.turn, mixed.payload, mixed.malformed, heard)
 
     def adopt(self, effect: Adopt) -> Mixed:
         """See the seam."""
         models = {peer: memoryview(payload)[:-DIGEST_BYTES] for peer, payload in effect.inbox.items()}
         mixed = super().adopt(Adopt(effect.turn, models))
-        return Mixed(mixed.turn, malformed=mixed.malformed, digests=_digests(effect.inbox, mixed.malformed))
+        return Mixed(mixed.turn, malformed=mixed.malformed, digests=digests(effect.inbox, mixed.malformed))
 
     def snapshot(self) -> Write:
         """See the seam. Of a round that is trained and not mixed yet, what it began with: it is trained again."""
@@ -129,11 +159,13 @@ class AuditedTrainer(TorchTrainer):
         self._put(self._left)
         self._reset_optimizer()
         self._steps, self._loss_sum = 0, 0.0
-        self._came, self._undone = _came_of(self._sent, ()), True
+        self._came, self._undone = came_of(self._sent, ()), True
         self._start = self._start_of(self._came)
+        self._note(mixes_undone=self._figures.get("mixes_undone", 0) + 1)
 
     def interrupt(self) -> None:
-        """See the seam. Ends a running examination as well."""
+        """See the seam. Ends a running examination as well, and all that would follow: who is interrupted leaves."""
+        self._leaving.set()
         super().interrupt()
         if (bench := self._bench) is not None:
             bench.interrupt()
@@ -145,7 +177,7 @@ class AuditedTrainer(TorchTrainer):
         try:
             fault, differs = self._examine(effect)
         except _HinderedError as error:
-            return Examined(effect.peer, effect.round, hindered=str(error))
+            return Examined(effect.peer, effect.round, hindered=str(error), theirs=error.theirs)
         except NO_MEMORY:  # is no fault of theirs, and no reason to end
             self._bench = None
             return Examined(effect.peer, effect.round, hindered="there is no memory for its steps")
@@ -156,14 +188,15 @@ class AuditedTrainer(TorchTrainer):
         sizes = [self.start_bytes, *[self.payload_bytes] * (1 + len(effect.weights)), self.start_bytes]
         if sum(sizes) != len(effect.evidence) or len(effect.payload) != self.payload_bytes:
             return "its evidence has a wrong size", ()
-        began, sent, *mixed, begins = _parts(effect.evidence, sizes)
+        began, sent, *mixed, begins = parts(effect.evidence, sizes)
         digests = tuple((peer, hashlib.sha256(part).digest()) for peer, part in zip(effect.weights, mixed, strict=True))
         if hashlib.sha256(sent).digest() != effect.sent:
             return f"it shows another model of round {effect.before} than it sent", ()
         for start, payload in ((began, sent), (begins, effect.payload)):
             if hashlib.sha256(start).digest() != bytes(payload[-DIGEST_BYTES:]):
                 return "it shows another start of a round than it committed to", ()
-        if bytes(begins[:DIGEST_BYTES]) != _came_of(effect.sent, digests):
+        named = zip(effect.sources, (digest for _, digest in digests), strict=True)
+        if bytes(begins[:DIGEST_BYTES]) != came_of(effect.sent, named):
             return "it shows other models than it committed to have mixed", ()
         if effect.before == 1 and not self._is_near_first(began):
             return "it began its first round elsewhere", ()
@@ -180,56 +213,115 @@ class AuditedTrainer(TorchTrainer):
     ) -> str:
         """The fault in the local steps of a round, or in its mix."""
         bench = self._bench_of(effect.peer)
+        for start in (began, begins):
+            if not self._is_in_range(start, effect.round):
+                return "it shows a start with a whole number that none has"
         held, next_held = bench._read(began)[0], bench._read(begins)[0]
-        if not bench._takes_steps(began, effect.before):
-            return f"its local steps in round {effect.before} are not possible"
+        if why := bench._takes_steps(began, effect.before):
+            return f"its local steps in round {effect.before} are not possible: {why}"
         sent_D, theirs_KD = torch.empty_like(held[0]), held[0].new_empty(len(mixed), len(held[0]))
         try:
             for payload, row_D in zip((sent, *mixed), (sent_D, *theirs_KD), strict=True):
                 self._payloads.unpack(payload[:-DIGEST_BYTES], row_D)
         except MurmurateError:
             return "it sent or mixed what is no model"
-        if not _is_near(bench._model.flat_D, sent_D, STEP_TOLERANCE * _length(sent_D - held[0])):
+        if not is_near(bench._model.flat_D, sent_D, STEP_TOLERANCE * length(sent_D - held[0])):
             return f"its local steps do not lead to the model that it sent in round {effect.before}"
         left = [_Left(True, [*bench._held()[1:], *bench._encoded()[1]])]
         if not mixed:  # then its mix may have been undone
             left.append(_Left(self._fresh.took_steps, [*bench._held()[1:], *self._fresh.tensors]))
-        if not any(begins[DIGEST_BYTES] == one.took_steps and _are_alike(next_held[1:], one.tensors) for one in left):
+        if not any(
+            begins[DIGEST_BYTES] == one.took_steps and self._are_alike(next_held[1:], one.tensors) for one in left
+        ):
             return f"its optimizer is not what its local steps in round {effect.before} leave"
         weights_K = sent_D.new_tensor(list(effect.weights.values()))
         mixed_D = self._mixer(sent_D, theirs_KD, weights_K) if len(mixed) else sent_D
-        if not _is_near(mixed_D, next_held[0], MIX_TOLERANCE * _length(mixed_D)):
+        if not is_near(mixed_D, next_held[0], MIX_TOLERANCE * length(mixed_D)):
             return f"mixing does not lead from what it sent in round {effect.before} to what it began the next with"
         return ""
 
     def _bench_of(self, peer: PeerId) -> AuditedTrainer:
-        """A trainer in the place of `peer`; the last one is kept."""
+        """A trainer in the place of `peer`; the last one is kept. Raises _HinderedError where there can be none."""
         if self._bench is None or self._bench._config.name != peer:
             self._bench = None  # its memory first
             config = self._config.model_copy(update={"name": str(peer), "attack": Attack()})
-            self._bench = AuditedTrainer(config, make_task(config), self._mixer)
+            try:
+                self._bench = AuditedTrainer(config, make_task(config), self._mixer, like=self)
+            except NO_MEMORY:
+                raise
+            except Exception as error:  # whatever a task makes of files that are gone
+                raise _HinderedError(f"its place cannot be taken: {_said(error)}") from error
             self._bench._kept = None  # who sends what it did has undone already what had to be
         return self._bench
 
-    def _takes_steps(self, start: memoryview, round: int) -> bool:
-        """The local steps from there; False where they lead nowhere. Raises _HinderedError when nothing can be said."""
+    def _takes_steps(self, start: memoryview, round: int) -> str:
+        """The local steps from there; why they lead nowhere. Raises _HinderedError when nothing can be said.
+
+        No error but divergence is a fault: it may be ours. Where our own first start does without, it may be theirs.
+        """
         self._round = 0  # begin, whatever was before
         try:
             self._load(start)
-            complete = TorchTrainer.train(self, round).complete
+            complete = not self._leaving.is_set() and TorchTrainer.train(self, round).complete
         except NO_MEMORY:
             raise
-        except Exception:  # whatever a task makes of weights that nobody has trained
-            return False
+        except DivergedError as error:
+            return _said(error)
+        except Exception as error:  # whatever a task makes of weights that nobody has trained
+            said = f"its local steps end with {_said(error)}"
+            raise _HinderedError(said, theirs=self._can_train(round)) from error
         if not complete:
             raise _HinderedError("we leave")
+        return ""
+
+    def _can_train(self, round: int) -> bool:
+        """Whether these steps can be taken from the swarm's first start."""
+        self._round = 0
+        try:
+            self._load(self._first)
+            return TorchTrainer.train(self, round).complete
+        except Exception:  # ours, then
+            return False
+
+    def _is_in_range(self, start: memoryview, round: int) -> bool:
+        """Whether its whole numbers, which may be indices, are such as ours were in round 1 or are now; those that
+        change may count up to four times in each step."""
+        known = zip(self._read(memoryview(self._first))[0], [*self._held(), *self._slots], strict=True)
+        for part, (first, now) in zip(self._raw_parts(start), known, strict=True):
+            if now.dtype == torch.bool:
+                if max(part, default=0) > 1:
+                    return False
+            elif len(part) and not (now.is_floating_point() or now.is_complex()):
+                most = 0 if torch.equal(first, now) else 4 * self._config.local.steps * round
+                values, ours = like(now, part), torch.stack([first, now])
+                if int(values.min()) < int(ours.min()) or int(values.max()) > int(ours.max()) + most:
+                    return False
         return True
 
     def _is_near_first(self, start: memoryview) -> bool:
         """Whether it is what every life without a snapshot begins round 1 with."""
         (first_D, *first), took_steps = self._read(memoryview(self._first))
         (other_D, *other), took_others = self._read(start)
-        return took_steps == took_others and _is_near(other_D, first_D, 0.0) and _are_alike(other, first)
+        return took_steps == took_others and is_near(other_D, first_D, 0.0) and self._are_alike(other, first)
+
+    def _are_alike(self, some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+        """Buffers and optimizer states: near where they are real numbers, else equal.
+
+        All of one kind are one vector: a tensor of them that should be zero has nothing but rounding.
+        """
+        apart, lengths = defaultdict[str, float](float), defaultdict[str, float](float)
+        for kind, one, other in zip(self._kinds, some, others, strict=True):
+            if not one.is_floating_point():
+                if not torch.equal(one, other.to(one.device)):
+                    return False
+                continue
+            apart[kind] = math.hypot(apart[kind], length(one - other.to(one.device)))
+            lengths[kind] = math.hypot(lengths[kind], length(other))
+        return all(apart[kind] <= STEP_TOLERANCE * lengths[kind] < math.inf for kind in apart)
+
+    def _raw_parts(self, start: memoryview) -> list[memoryview]:
+        """The bytes of each of its tensors."""
+        return parts(start[DIGEST_BYTES + 1 :], [bytes_of(tensor) for tensor in (*self._held(), *self._slots)])
 
     # Starts -------------------------------------------------------------------------------------------
 
@@ -245,7 +337,7 @@ class AuditedTrainer(TorchTrainer):
 
     def _encoded(self) -> tuple[Any, list[Tensor]]:
         """The optimizer's state: what is the same in all rounds, and tensors."""
-        return _encoded(self._optimizer)
+        return encoded(self._optimizer)
 
     def _start_of(self, came: bytes) -> bytes:
         document, tensors = self._encoded()
@@ -253,14 +345,13 @@ class AuditedTrainer(TorchTrainer):
         if not took_steps and document != self._new:
             name = self._config.local.optimizer
             raise LocalError(f"local.optimizer = {name!r}: its state changes its form, so it cannot be audited")
-        parts = map(_raw, (*self._held(), *(tensors if took_steps else self._slots)))
+        parts = map(raw, (*self._held(), *(tensors if took_steps else self._slots)))
         return b"".join((came, bytes((took_steps,)), *parts))
 
     def _read(self, start: memoryview) -> tuple[list[Tensor], bool]:
         """Its tensors, on the model's device, and whether the optimizer took steps."""
-        shapes = [*self._held(), *self._slots]
-        parts = _parts(start[DIGEST_BYTES + 1 :], [_bytes_of(tensor) for tensor in shapes])
-        return [_like(tensor, part) for tensor, part in zip(shapes, parts, strict=True)], bool(start[DIGEST_BYTES])
+        shapes, parts = [*self._held(), *self._slots], self._raw_parts(start)
+        return [like(tensor, part) for tensor, part in zip(shapes, parts, strict=True)], bool(start[DIGEST_BYTES])
 
     def _load(self, start: bytes | memoryview) -> None:
         """Go there."""
@@ -274,6 +365,17 @@ class AuditedTrainer(TorchTrainer):
             use_hyperparameters(self._optimizer, self._config.local)
 
 
+def _of_heard(mixer: Mixer) -> Mixer:
+    """The same for an auditor, who is shown what was mixed, and not how many others had sent no model: with f = 1 that
+    makes another mix."""
+
+    def mix(mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, refused: int = 0) -> Tensor:
+        del refused
+        return mixer(mine_D, theirs_KD, weights_K)
+
+    return mix
+
+
 class _Left(NamedTuple):
     """What local steps leave besides the model."""
 
@@ -282,90 +384,13 @@ class _Left(NamedTuple):
 
 
 class _HinderedError(Exception):
-    """Nothing can be said."""
+    """Nothing can be said. `theirs`: that may be the audited peer's doing."""
+
+    def __init__(self, why: str, theirs: bool = False) -> None:
+        super().__init__(why)
+        self.theirs = theirs
 
 
-def _slots_of(config: Config, like: FlatModel) -> tuple[Any, list[Tensor]]:
-    """The optimizer's state after steps: what does not change, and zeros in the form of its tensors.
-
-    Raises ConfigError for an optimizer in whose state something else than tensors changes.
-    """
-    model = FlatModel(copy.deepcopy(like.module))
-    optimizer = make_optimizer(config.local, model)
-    documents: list[Any] = []
-    tensors: list[Tensor] = []
-    for _ in range(2):
-        model.grad_D.fill_(1e-3)
-        optimizer.step()
-        document, tensors = _encoded(optimizer)
-        documents.append(document)
-    if documents[0] != documents[1]:
-        raise ConfigError(
-            f"audit.rate = {config.audit.rate}: the state of local.optimizer = {config.local.optimizer!r} has numbers "
-            "that change and are no tensors, so it cannot be audited; sgd and adamw can"
-        )
-    return documents[0], [torch.zeros_like(tensor) for tensor in tensors]
-
-
-def _encoded(optimizer: Any) -> tuple[Any, list[Tensor]]:
-    state: dict[str, Any] = dict(optimizer.state_dict())
-    if "param_groups" in state:  # the learning rate is the schedule's
-        state["param_groups"] = [{**group, "lr": 0.0} for group in state["param_groups"]]
-    tensors: dict[str, Tensor] = {}
-    document = snapshot.encode(state, tensors)
-    return document, list(tensors.values())
-
-
-def _came_of(sent: bytes, digests: tuple[tuple[PeerId, bytes], ...]) -> bytes:
-    """How a start came about: from this payload of its peer and those of others, sorted by name."""
-    lines = b"".join(hashlib.sha256(peer.encode()).digest() + digest for peer, digest in digests)
-    return hashlib.sha256(sent + lines).digest()
-
-
-def _digests(inbox: Mapping[PeerId, Payload], malformed: tuple[PeerId, ...]) -> tuple[tuple[PeerId, bytes], ...]:
-    return tuple((peer, hashlib.sha256(inbox[peer]).digest()) for peer in sorted(inbox) if peer not in malformed)
-
-
-def _parts(whole: bytes | bytearray | memoryview, sizes: Sequence[int]) -> list[memoryview]:
-    view, parts, first = memoryview(whole), list[memoryview](), 0
-    for size in sizes:
-        parts.append(view[first : first + size])
-        first += size
-    return parts
-
-
-def _bytes_of(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _raw(tensor: Tensor) -> bytes:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes()
-
-
-def _like(tensor: Tensor, raw: memoryview) -> Tensor:
-    """These bytes as a tensor of the same form."""
-    if not len(raw):
-        return torch.empty_like(tensor)
-    flat = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(tensor.dtype)
-    return flat.view(tensor.shape).to(tensor.device)
-
-
-def _length(vector: Tensor) -> float:
-    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
-
-
-def _is_near(one_D: Tensor, other_D: Tensor, tolerance: float) -> bool:
-    """Whether they are no farther apart than this and rounding."""
-    rounding = ROUNDINGS * torch.finfo(one_D.dtype).eps * _length(other_D)
-    return _length(one_D - other_D) <= tolerance + rounding  # false for what is not finite
-
-
-def _are_alike(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return all(map(_is_alike, some, others))
-
-
-def _is_alike(one: Tensor, other: Tensor) -> bool:
-    """Buffers and optimizer states: near where they are real numbers, else equal."""
-    if not one.is_floating_point():
-        return torch.equal(one, other.to(one.device))
-    return _length(one - other.to(one.device)) <= STEP_TOLERANCE * _length(other)
+def _said(error: Exception) -> str:
+    """What an exception says, in one short line."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:200]}"

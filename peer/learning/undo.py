@@ -30,13 +30,17 @@ class Kept:
 
     def keep(self) -> None:
         """The model as it is now, unless it has grown too much: then what was kept before stays."""
-        if self._largest() > self._most:
+        if self.has_grown():
             return
         if self._room_D is None:
             self._room_D = self._model.flat_D.clone()
         else:
             self._room_D.copy_(self._model.flat_D)
         self._buffers = Buffers(self._model.module)
+
+    def has_grown(self) -> bool:
+        """Whether the model has grown too much to be kept."""
+        return self._largest() > self._most
 
     def bring_back(self) -> bool:
         """Make the model what was kept last, once; whether there was anything."""

@@ -9,30 +9,34 @@ Theory of operation
 * There is no broadcast, so nobody believes an accusation: each peer bans for itself, by name, for its own life.
 
 Who is bound to what
-* A peer shows evidence of the two newest rounds that it trained, but for the first of its life. So "I hold none" is no
-  fault of one whose update of two rounds later is here. One that only says to be there may do so CLAIMS_MAX - 1 times
-  in a row. A new life knows nothing of an earlier one.
+* A peer shows evidence of the two newest rounds that it trained, but for the first of its life, and goes on showing
+  what it has begun to show. So "I hold none" is no fault of one whose update of two rounds later is here. But where it
+  must still have held it when we asked, it evaded: that is allowed now and then (doubts.py). So is the bare word of one
+  that may well be so far. A new life knows nothing of an earlier one.
 * A neighbour that is alive and does not answer ASKS_MAX times is guilty; one that cannot be reached is not.
-* What we did not hear ourselves cannot be held against anybody: then nothing is decided.
+* What the neighbour sent before, and we did not hear, cannot be held against it: then nothing is decided.
+* Of the models that it mixed it names the sender, its life and the round, bound by the same commitment. One of ours
+  must be one that we sent. One of a neighbour that is alive to us we should have heard too, but for losses: doubts.py.
 * A model that a neighbour mixed, and that is another one than we heard of its sender: one of the two lied, we cannot
   know which. With f liars among us f others may do this to an honest peer, so more than f of them convict it; up to f
-  forged models are no more than what the mixing rule bears anyway.
+  forged models are no more than what the mixing rule bears anyway. With f = 0 a single liar could make honest peers ban
+  each other, so nothing is decided.
 
-Bounds: one open question, whose answer has one exact size; for each neighbour the digests of DIGESTS_MAX models. To
-answer we keep what the newest three rounds began with, and what was sent and heard in them.
+Bounds: one open question, whose answer has one exact size and SHOWN_ROUNDS_MAX rounds of time; for each neighbour the
+digests of DIGESTS_MAX models. What it takes to answer: see showing.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from .doubts import Doubts
 from .events import (
     Adopt,
+    AuditDone,
     Banned,
-    Cleared,
     Effect,
     Envelope,
     Event,
@@ -58,26 +62,14 @@ from .events import (
 )
 from .inbox import Neighbour
 from .neighbourhood import Neighbourhood
-
-PIECE_BYTES = 2**18
-"""Evidence is cut into pieces of so many bytes; the last may be shorter. A heartbeat never waits long behind one."""
+from .showing import PIECE_BYTES, SHOWN_ROUNDS_MAX, Showing
 
 ASKS_MAX = 5
 """How often a piece is asked for, `deadline_s` / 5 apart: of messages that get lost one in ten, two in a million
 such rows."""
 
-HELD_MAX = 3
-"""Rounds of which we keep what they began with: that is evidence of the newest two."""
-
 DIGESTS_MAX = 16
 """Models of each neighbour of which we remember the digests: peers are a few rounds apart at most. (a guess)"""
-
-CLAIMS_MAX = 3
-"""How often in a row a neighbour may say that it is two rounds further, and no update shows it: messages that are lost
-do that to an honest one in a few thousand audits (measured in the simulator's storm)."""
-
-AGAIN_MAX = 2 * ASKS_MAX
-"""How often, on average, a neighbour is given each piece."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,17 +102,6 @@ class Lots:
 
 
 @dataclass(slots=True)
-class _Past:
-    """A round of ours."""
-
-    round: int
-    payload: Payload
-    start: bytes
-    mixed: dict[Source, Payload] = field(default_factory=dict[Source, Payload])
-    given: Counter[PeerId] = field(default_factory=Counter[PeerId])  # pieces, of how it began
-
-
-@dataclass(slots=True)
 class _Open:
     """Our question."""
 
@@ -128,10 +109,13 @@ class _Open:
     incarnation: int
     round: int
     payload: Payload
+    due: bool  # whether it must hold the evidence
+    asked_in: int  # our round
     waits: int = 0  # timers that ran out since the last piece
     reached: int = 0  # at how many of them it was alive
     declined: bool = False
     head: Evidence | None = None
+    unheard: list[PeerId] = field(default_factory=list[PeerId])  # whose models it mixed, and we should have heard
     data: bytearray = field(default_factory=bytearray)
     examining: bool = False
 
@@ -154,11 +138,12 @@ class Audits:
         self._alive = alive
         self._lots = Lots(rule.secret)
         self._incarnation = 0
-        self._pasts: list[_Past] = []
+        self._round = 0  # of the newest mix
+        self._showing = Showing()
         self._inbox: dict[Source, Payload] = {}  # of the running mix
         self._digests: dict[PeerId, dict[Source, bytes]] = {peer: {} for peer in (neighbourhood.me, *neighbours)}
         self._differs: dict[PeerId, set[PeerId]] = {peer: set() for peer in neighbours}
-        self._claims: Counter[PeerId] = Counter()  # since it last passed
+        self._doubts = {peer: Doubts(0) for peer in neighbours}
         self._open: _Open | None = None
 
     @property
@@ -174,9 +159,9 @@ class Audits:
         """Note what the rounds ask for, before anything else happens."""
         for effect in effects:
             if isinstance(effect, Mix | Adopt):
+                self._round = effect.turn.round
                 self._inbox = {self._source(peer): payload for peer, payload in sorted(effect.inbox.items())}
-                if self._pasts and self._pasts[-1].round == effect.turn.round:
-                    self._pasts[-1].mixed = self._inbox
+                self._showing.mixes(self._round, self._inbox)
 
     def handle(self, event: Event, asked: Sequence[Effect]) -> list[Effect]:
         """See core.Peer.handle; the rounds were told already, and asked for this."""
@@ -200,14 +185,15 @@ class Audits:
 
     def _on_body(self, envelope: Envelope) -> list[Effect]:
         peer = envelope.sender
-        if peer in self.banned or envelope.incarnation != self._neighbours[peer].incarnation:
+        if envelope.incarnation != self._neighbours[peer].incarnation:
             return []
         match envelope.body:
-            case Question(round, number):
-                return self._on_question(peer, round, number)
+            case Question(round, number):  # of a banned one as well: else one error becomes two
+                shown = self._showing.answer(peer, round, number)
+                return [] if shown is None else [Send(peer, shown)]
             case Evidence() as evidence:
                 question = self._open
-                if question is None or question.examining:
+                if question is None or question.examining or peer in self.banned:
                     return []
                 is_ours = (peer, envelope.incarnation) == (question.peer, question.incarnation)
                 return self._on_evidence(question, evidence) if is_ours else []
@@ -216,10 +202,7 @@ class Audits:
 
     def _on_trained(self, trained: Trained) -> None:
         if (proof := trained.proof) is not None:
-            if proof.undone and self._pasts:
-                self._pasts[-1].mixed = {}
-            past = _Past(trained.round, trained.payload, proof.start)
-            self._pasts = [*self._pasts[1 - HELD_MAX :], past]
+            self._showing.add(trained.round, trained.payload, proof.start, proof.undone)
             self._remember(Source(self._neighbourhood.me, self._incarnation, trained.round), proof.digest)
 
     def _source(self, peer: PeerId) -> Source:
@@ -240,13 +223,13 @@ class Audits:
             if source.peer in digests:
                 self._remember(source, digests[source.peer])
             else:
-                del self._inbox[source]  # malformed; also gone from `_Past.mixed`, which is the same
+                del self._inbox[source]  # malformed; also gone from what is shown, which is the same
         known = [source for source in self._inbox if self._may_ask(source)]
         inbox, self._inbox = self._inbox, {}
         if self._open is not None or not known or self._lots.draw() >= self._rule.rate:
             return []
         source = known[int(self._lots.draw() * len(known))]
-        self._open = _Open(source.peer, source.incarnation, source.round, inbox[source])
+        self._open = _Open(*source, inbox[source], self._is_due(source), self._round)
         return self._ask(self._open)
 
     def _may_ask(self, source: Source) -> bool:
@@ -254,6 +237,15 @@ class Audits:
         if source.peer in self.banned or not self._alive(source.peer):
             return False
         return source.incarnation == self._neighbours[source.peer].incarnation and self._last(source) > 0
+
+    def _is_due(self, source: Source) -> bool:
+        """Whether it must hold the evidence when our question comes, as far as one can know: it waits for our next
+        model, unless that is late; then others are ahead of us too."""
+        two_later = source.round + 2
+        others = (one for peer, one in self._neighbours.items() if peer != source.peer and self._alive(peer))
+        ahead = sum(one.turn.round >= two_later for one in others)
+        is_here = self._neighbours[source.peer].sent.round >= two_later
+        return not is_here and ahead <= self._rule.f and self._round < two_later
 
     def _last(self, source: Source) -> int:
         """The newest earlier round of this life that we heard; 0: none."""
@@ -278,17 +270,18 @@ class Audits:
             return self._close("it began a new life")
         question.waits += 1
         question.reached += self._alive(question.peer)
-        if question.declined and self._is_beyond(question):
-            return self._close("it was two rounds further")
+        if question.declined and question.head is None and self._is_beyond(question):
+            return self._on_beyond(question)
+        if self._round > question.asked_in + SHOWN_ROUNDS_MAX:
+            return self._evaded(question, "it takes too long to show it")
         if question.waits < ASKS_MAX:
             return self._ask(question)
         if question.reached < ASKS_MAX:
             return self._close("it could not be reached")
         if question.declined and neighbour.turn.round >= question.round + 2:
-            self._claims[question.peer] += 1
-            if self._claims[question.peer] < CLAIMS_MAX:
-                return self._close("it says that it is two rounds further")
-        return self._ban(question.peer, question.round, "it does not show how its round began")
+            return self._evaded(question, "it says that it is two rounds further")
+        times = f"asked {ASKS_MAX} times in {self._rule.deadline_s:g} s"
+        return self._ban(question.peer, question.round, f"it does not show how its round began ({times})")
 
     def _on_evidence(self, question: _Open, evidence: Evidence) -> list[Effect]:
         number = len(question.data) // PIECE_BYTES
@@ -299,7 +292,7 @@ class Audits:
         if question.head is None:
             if why := self._unheard(question, evidence):
                 return self._close(why)
-            if fault := self._fault_of(question, evidence):
+            if fault := self._fault_of(question, evidence) or self._compare(question, evidence):
                 return self._ban(question.peer, question.round, fault)
             question.head = evidence
         size = question.head.size
@@ -307,17 +300,36 @@ class Audits:
             return self._ban(question.peer, question.round, "its evidence has a wrong size")
         question.data += evidence.data
         question.waits = question.reached = 0
+        question.declined = False
         if len(question.data) < size:
-            # One that is so far ahead may have forgotten the rest; and whoever dawdles must not keep us from others.
-            return self._close("it was two rounds further") if self._is_beyond(question) else self._ask(question)
+            if self._round > question.asked_in + SHOWN_ROUNDS_MAX:  # whoever dawdles must not keep us from others
+                return self._evaded(question, "it takes too long to show it")
+            return self._ask(question)
         question.examining = True
         return [self._examine(question, question.head)]
 
     def _on_none(self, question: _Open) -> list[Effect]:
-        if self._is_beyond(question):
-            return self._close("it was two rounds further")
+        if question.head is None and self._is_beyond(question):
+            return self._on_beyond(question)
         question.declined = True  # its next updates will tell
         return []
+
+    def _on_beyond(self, question: _Open) -> list[Effect]:
+        why = "it was two rounds further"
+        return self._evaded(question, why) if question.due else self._close(why)
+
+    def _evaded(self, question: _Open, why: str) -> list[Effect]:
+        doubts, sent = self._doubts_of(question.peer), self._neighbours[question.peer].sent.round
+        is_due = question.due or question.head is not None
+        if doubts.evade() if is_due else doubts.claim(question.round, sent):
+            return self._ban(question.peer, question.round, f"it shows too seldom how its rounds began: {why}")
+        return self._close(why)
+
+    def _doubts_of(self, peer: PeerId) -> Doubts:
+        incarnation = self._neighbours[peer].incarnation
+        if self._doubts[peer].incarnation != incarnation:
+            self._doubts[peer] = Doubts(incarnation)
+        return self._doubts[peer]
 
     def _is_beyond(self, question: _Open) -> bool:
         """Whether it is not bound to this round any more: it sent one that is two later."""
@@ -339,9 +351,36 @@ class Audits:
             return "it mixed models of peers that are no neighbours"
         if any(source.round > evidence.before for source in evidence.sources):
             return "it mixed models of rounds to come"
+        if any(source.peer == self._neighbourhood.me and self._is_invented(source) for source in evidence.sources):
+            return "it mixed a model of ours that we never sent"
         rule = self._rule
         exact = 2 * rule.start_bytes + (1 + len(mixed)) * rule.payload_bytes
         return "" if evidence.size == exact else "its evidence has a wrong size"
+
+    def _is_invented(self, source: Source) -> bool:
+        """Whether we know that we never sent this: not what we know of an earlier life, or of a round long ago."""
+        mine = self._digests[source.peer]
+        if source.incarnation != self._incarnation or source in mine:
+            return source.incarnation > self._incarnation
+        return len(mine) < DIGESTS_MAX or source.round > min(mine).round
+
+    def _compare(self, question: _Open, evidence: Evidence) -> str:
+        """What is wrong with the names of what it mixed: too much that we should have heard and did not."""
+        known = [source for source in evidence.sources if self._should_know(source)]
+        question.unheard = [source.peer for source in known if source not in self._digests[source.peer]]
+        ours = question.unheard.count(self._neighbourhood.me)
+        # As with contradictions: up to f liars may have kept from us what they sent to it, and with f = 0 any one.
+        f = self._rule.f or len(known)
+        unheard = ours + max(0, len(question.unheard) - ours - f)
+        if not self._doubts_of(question.peer).compare(len(known) - unheard, unheard):
+            return ""
+        return f"it mixed too many models that nobody else heard, now of {', '.join(question.unheard)}"
+
+    def _should_know(self, source: Source) -> bool:
+        """Whether it is ours, or of one who is alive to us and whose later models we heard."""
+        if source.peer == self._neighbourhood.me:
+            return True
+        return self._alive(source.peer) and self._neighbours[source.peer].sent.round >= source.round
 
     def _examine(self, question: _Open, head: Evidence) -> Examine:
         row = self._neighbourhood.weights_of(question.peer, head.before)
@@ -355,61 +394,38 @@ class Audits:
             sent,
             {source.peer: row[source.peer] for source in head.sources},
             {peer: digest for peer, digest in heard.items() if digest},
+            head.sources,
             question.data,
         )
 
     def _on_examined(self, examined: Examined) -> list[Effect]:
-        peer, round = examined.peer, examined.round
+        question, peer, round = self._open, examined.peer, examined.round
+        assert question is not None
         if examined.fault:
             return self._ban(peer, round, examined.fault)
         if examined.hindered:
-            return self._close(examined.hindered)
-        self._claims[peer] = 0
+            return self._evaded(question, examined.hindered) if examined.theirs else self._close(examined.hindered)
+        if self._neighbourhood.me in examined.differs:
+            return self._ban(peer, round, "it mixed another model of ours than we sent")
+        self._doubts_of(peer).passed()
         self._differs[peer].update(examined.differs)
-        if len(self._differs[peer]) > self._rule.f:
+        if len(self._differs[peer]) > self._rule.f > 0:
             others = ", ".join(sorted(self._differs[peer]))
             return self._ban(peer, round, f"it mixed models of {others} that we heard otherwise")
-        return self._close("it mixed a model that we heard otherwise" if examined.differs else "")
+        if examined.differs:
+            return self._close(f"it mixed models of {', '.join(examined.differs)} that we heard otherwise")
+        return self._close(f"we did not hear its models of {', '.join(question.unheard)}" if question.unheard else "")
 
     def _close(self, why: str) -> list[Effect]:
         question, self._open = self._open, None
         assert question is not None
-        return [Report(Cleared(question.peer, question.round, why))]
+        return [Report(AuditDone(question.peer, question.round, why))]
 
     def _ban(self, peer: PeerId, round: int, reason: str) -> list[Effect]:
         self._open = None
         self.banned[peer] = reason
         return [Report(Banned(peer, round, reason))]
 
-    # Answering ----------------------------------------------------------------------------------------
-
-    def _on_question(self, peer: PeerId, round: int, number: int) -> list[Effect]:
-        place = next((i for i, past in enumerate(self._pasts) if i and past.round == round), 0)
-        if not place:
-            return [Send(peer, Evidence(round, number, 0))]
-        before, past = self._pasts[place - 1], self._pasts[place]
-        parts = [before.start, before.payload, *before.mixed.values(), past.start]
-        size = sum(map(len, parts))
-        pieces = -(-size // PIECE_BYTES)
-        past.given[peer] += 1
-        if number >= pieces or past.given[peer] > AGAIN_MAX * pieces:
-            return []
-        data = _cut(parts, number * PIECE_BYTES, PIECE_BYTES)
-        if number:
-            return [Send(peer, Evidence(round, number, size, data=data))]
-        return [Send(peer, Evidence(round, 0, size, before.round, tuple(before.mixed), data))]
-
 
 def _is_update(envelope: Envelope) -> bool:
     return isinstance(envelope.body, Update)
-
-
-def _cut(parts: Sequence[Payload], first: int, count: int) -> bytes:
-    """Bytes first, ..., first + count - 1 of all parts, one after the other."""
-    found: list[Payload] = []
-    for part in parts:
-        if first < len(part) and count > 0:
-            found.append(memoryview(part)[first : first + count])
-            count -= len(found[-1])
-        first = max(0, first - len(part))
-    return b"".join(found)

@@ -72,10 +72,10 @@ from .bodies import (
     Vector as Vector,
 )
 from .facts import (
-    Banned as Banned,
+    AuditDone as AuditDone,
 )
 from .facts import (
-    Cleared as Cleared,
+    Banned as Banned,
 )
 from .facts import (
     CrowdedOut as CrowdedOut,
@@ -302,13 +302,15 @@ class Mix:
     """Fold `inbox` into our model with `weights` (what they leave of 1 is ours), then answer `Mixed`.
 
     `pack` asks for the mixed model's payload: another hop of this round follows. Without it the round is complete.
-    An empty inbox is legal: a peer whose neighbours are silent completes its rounds alone.
+    An empty inbox is legal: a peer whose neighbours are silent completes its rounds alone. `sources`: of which life and
+    round of its sender each payload is; only audits look at it.
     """
 
     turn: Turn
     inbox: Mapping[PeerId, Payload]
     weights: Mapping[PeerId, float]
     pack: bool = False
+    sources: Mapping[PeerId, Source] = field(default_factory=dict[PeerId, Source], compare=False)
 
 
 @dataclass(frozen=True, slots=True)

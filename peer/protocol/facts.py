@@ -108,12 +108,12 @@ class CrowdedOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Cleared:
-    """An audit of how `round` of `peer` began did not convict it: nothing was wrong, or `why` nothing can be said."""
+class AuditDone:
+    """An audit of how `round` of `peer` began did not convict it. `open`: why it did not clear it either."""
 
     peer: PeerId
     round: int
-    why: str = ""
+    open: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +136,6 @@ Fact = (
     | Took
     | Unreached
     | CrowdedOut
-    | Cleared
+    | AuditDone
     | Banned
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .bodies import Payload, PeerId
+from .bodies import Payload, PeerId, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,8 @@ class Examine:
     """Whose models it says to have mixed after `before`, sorted, and with which weights it has to."""
     heard: Mapping[PeerId, bytes]
     """SHA-256 of those of these models that we heard as well."""
+    sources: tuple[Source, ...]
+    """Of which lives and rounds it says that these models are: that is committed to as well."""
     evidence: bytearray
 
 
@@ -42,7 +44,7 @@ class Examine:
 class Examined:
     """What the `Examine` of this round of `peer` found: a `fault`, or `hindered`, why nothing can be said.
 
-    `differs`: whose models it mixed otherwise than we heard them.
+    `differs`: whose models it mixed otherwise than we heard them. `theirs`: what hinders may be its own doing.
     """
 
     peer: PeerId
@@ -50,3 +52,4 @@ class Examined:
     fault: str = ""
     hindered: str = ""
     differs: tuple[PeerId, ...] = ()
+    theirs: bool = False

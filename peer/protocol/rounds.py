@@ -17,7 +17,7 @@ Theory of operation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -46,6 +46,7 @@ from .events import (
     Send,
     SetTimer,
     Skipped,
+    Source,
     Started,
     Timer,
     TimerFired,
@@ -193,7 +194,7 @@ class Rounds:
             return []
         neighbour.turn = max(neighbour.turn, turn)
         # A link begins with our newest update: a joiner needs it, and a broken link may have lost it.
-        keyframe = [Send(peer, self._newest)] if self._newest is not None else []
+        keyframe = [Send(peer, self._newest)] if self._newest is not None and self._alive(peer) else []
         return [*keyframe, *self._go_on(now)]
 
     def _go_on(self, now: float) -> list[Effect]:
@@ -280,7 +281,7 @@ class Rounds:
         self.turn = target
         if self.complete == 0:
             return [Adopt(target, inbox)]
-        return [Mix(target, inbox, {peer: 1 / (len(inbox) + 1) for peer in inbox})]
+        return [Mix(target, inbox, {peer: 1 / (len(inbox) + 1) for peer in inbox}, sources=self._sources(inbox))]
 
     # The round ----------------------------------------------------------------------------------------
 
@@ -350,7 +351,13 @@ class Rounds:
                 weights[peer] = weight
         self._mixing = set(inbox)
         self.phase = Phase.MIXING
-        return [Mix(self.turn, inbox, weights, pack=self.turn.hop + 1 < self._pacing.gossip_steps)]
+        pack = self.turn.hop + 1 < self._pacing.gossip_steps
+        return [Mix(self.turn, inbox, weights, pack, self._sources(inbox))]
+
+    def _sources(self, peers: Iterable[PeerId]) -> dict[PeerId, Source]:
+        """Of which of their models each of them was mixed last."""
+        neighbours = {peer: self._neighbours[peer] for peer in peers}
+        return {peer: Source(peer, one.incarnation, one.folded.round) for peer, one in neighbours.items()}
 
     def _on_mixed(self, mixed: Mixed, now: float) -> list[Effect]:
         assert self.phase in (Phase.MIXING, Phase.ADOPTING)

@@ -27,8 +27,8 @@ from murmurate.peer.config import Config, split_address
 from murmurate.peer.errors import ConfigError, LocalError, MurmurateError
 from murmurate.peer.manifest import Manifest
 from murmurate.peer.protocol.events import (
+    AuditDone,
     Banned,
-    Cleared,
     CrowdedOut,
     Diverged,
     Dropped,
@@ -361,7 +361,7 @@ class Daemon:
                 self.tell("took", sources=list(sources), batches=batches, bytes=size)
             case Unreached(origin, peer, from_seq):
                 self.tell("unreached", peer=peer, origin=origin.hex(), from_seq=from_seq)
-            case Cleared(peer, round, why):
+            case AuditDone(peer, round, why):
                 self.tell("audited", peer=peer, round=round, open=why)
             case Banned(peer, round, reason):
                 self.tell("banned", peer=peer, round=round, reason=reason)

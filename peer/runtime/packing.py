@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 from murmurate.peer.errors import RemoteError
-from murmurate.peer.protocol.audits import PIECE_BYTES as EVIDENCE_BYTES
 from murmurate.peer.protocol.events import (
     Ask,
     Evidence,
@@ -37,6 +36,7 @@ from murmurate.peer.protocol.records import (
     Origin,
     Retraction,
 )
+from murmurate.peer.protocol.showing import PIECE_BYTES as EVIDENCE_BYTES
 from murmurate.proto import link_pb2 as pb
 
 SIGNATURE_BYTES = 64
@@ -58,6 +58,10 @@ FEED_BYTES = ORIGIN_BYTES + HEAD_BYTES + 20  # at most, in a vector
 NAME_BYTES_MAX = 256
 SOURCES_MAX = 2048  # of one mix: as many neighbours (a guess)
 SOURCE_BYTES = 80  # of one, in a frame
+
+BODY_BYTES = 128
+"""What the smallest body costs while it waits for a link: else a neighbour that asks and reads nothing is answered
+without end. (a Python object with a few numbers)"""
 
 FEEDS_MAX = 15_000
 """Feeds in one vector, which is one message and so at most a frame: eight for each of 1,800 peers."""
@@ -127,7 +131,7 @@ def pack_piece(piece: Piece) -> pb.Piece:
 
 
 Asked = Ask | Offer | Fetch | Piece | Question | Evidence
-"""One frame each: a handover (protocol/handover.py), and audits (protocol/audits.py)."""
+"""One frame each: a handover (protocol/handover.py), and audits (protocol/showing.py)."""
 
 
 def pack_asked(body: Asked) -> pb.Frame:
@@ -152,18 +156,19 @@ def pack_asked(body: Asked) -> pb.Frame:
 
 
 def size_of_asked(body: Asked) -> int:
-    """About how many bytes it needs."""
+    """About how many bytes it needs while it waits; never nothing."""
     match body:
         case Ask(feeds):
-            return FEED_BYTES * len(feeds)
+            return BODY_BYTES + FEED_BYTES * len(feeds)
         case Offer(ground, digests):
-            return size_of(*ground.births, *ground.rulings) + FEED_BYTES * len(ground.cut) + 32 * len(digests)
+            proofs = size_of(*ground.births, *ground.rulings)
+            return BODY_BYTES + proofs + FEED_BYTES * len(ground.cut) + 32 * len(digests)
         case Fetch() | Question():
-            return 40
+            return BODY_BYTES
         case Piece(data=data):
-            return len(data)
+            return BODY_BYTES + len(data)
         case Evidence(sources=sources, data=data):
-            return SOURCE_BYTES * len(sources) + len(data)
+            return BODY_BYTES + SOURCE_BYTES * len(sources) + len(data)
 
 
 def _pack_items(items: Sequence[Item], more: bool = False) -> pb.Rumor:

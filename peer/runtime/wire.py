@@ -40,6 +40,7 @@ from murmurate.peer.protocol.events import (
 from murmurate.proto import link_pb2 as pb
 
 from .packing import (
+    BODY_BYTES,
     FEED_BYTES,
     NAME_BYTES_MAX,
     Asked,
@@ -236,9 +237,9 @@ class Outbox:
 def _size(body: Queued) -> int:
     match body:
         case Rumor(batches, rulings):
-            return size_of(*batches, *rulings)
+            return BODY_BYTES + size_of(*batches, *rulings)
         case Vector(feeds):
-            return FEED_BYTES * len(feeds)
+            return BODY_BYTES + FEED_BYTES * len(feeds)
         case _:
             return size_of_asked(body)
 

@@ -72,7 +72,7 @@ def make_memory(whole: config.Config, mine_D: Tensor, schema: Schema, judge: Jud
             return Reputations(place, mine_D, numbers)
         case _:
             assert judge is not None
-            return Bristle(place, schema, judge, numbers)
+            return Bristle(place, mine_D, schema, judge, numbers)
 
 
 def _fold(mixing: config.Mixing) -> Fold:

@@ -51,8 +51,8 @@ class Bristle:
 
     attachment_size = 0
 
-    def __init__(self, place: Place, schema: Schema, judge: Judge, numbers: Numbers) -> None:
-        """Raises ConfigError if what is exchanged is not one last layer."""
+    def __init__(self, place: Place, mine_D: Tensor, schema: Schema, judge: Judge, numbers: Numbers) -> None:
+        """Raises ConfigError if what is exchanged is not one last layer, or our examples are of none of its classes."""
         self._place, self._judge, self._numbers = place, judge, numbers
         shapes = [shape for _, shape, _ in schema]
         weights = [shape for shape in shapes if len(shape) == 2]
@@ -62,6 +62,11 @@ class Bristle:
                 f"[classes, inputs] and perhaps its bias, not {', '.join(f'{name} {list(s)}' for name, s, _ in schema)}"
             )
         self._shapes, self._classes = shapes, weights[0][0]
+        if not len(self._familiar(judge(mine_D)[0])):
+            raise ConfigError(
+                "mixing.rule = 'bristle': scores models by the classes of our own examples, and none is of a class "
+                f"from 0 to {self._classes - 1}"
+            )
 
     def begin(self, mine_D: Tensor) -> None:
         """See the seam: nothing to do."""
@@ -81,7 +86,7 @@ class Bristle:
         if not rows:
             return mine_D.clone()
         labels_B, predicted_B = self._judge(mine_D)
-        familiar_F = np.unique(labels_B[(labels_B >= 0) & (labels_B < self._classes)])
+        familiar_F = self._familiar(labels_B)
         own_F = f1_scores(labels_B, predicted_B, familiar_F)
         theirs_JF = np.stack([f1_scores(*self._judge(received.theirs[row]), familiar_F) for row in rows])
         weights_JC = integrate(own_F, theirs_JF, familiar_F, self._classes)
@@ -96,6 +101,10 @@ class Bristle:
         """See the seam."""
         if state:
             raise ValueError(f"{', '.join(state)}: bristle remembers nothing")
+
+    def _familiar(self, labels_B: Labels) -> Labels:
+        """The classes [F] of our examples, sorted."""
+        return np.unique(labels_B[(labels_B >= 0) & (labels_B < self._classes)])
 
     def _prioritise(self, mine_D: Tensor, received: Received) -> list[int]:
         """The rows to look at, ascending."""

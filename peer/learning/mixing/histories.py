@@ -149,6 +149,12 @@ class FoolsGold:
         return mixed_D if is_finite(mixed_D) else mine_D.clone()
 
 
+def _shortened(history_D: Tensor) -> Tensor:
+    """One that others will take: only its direction counts, and whoever trains for long enough outgrows every bound."""
+    length = float(torch.linalg.vector_norm(history_D, dtype=torch.float64))
+    return history_D if length <= LENGTH_MAX / 2 else history_D * (LENGTH_MAX / 2 / length)
+
+
 class SybilWall(FoolsGold):
     """FoolsGold by histories that every peer tells of itself, and that travel on: Sybils at far ends of the graph, one
     for each honest neighbour, are alike all the same.
@@ -179,7 +185,7 @@ class SybilWall(FoolsGold):
 
     def attach(self, round: int, mine_D: Tensor) -> Tensor:
         """See the seam."""
-        own_D = self._history(self._place.index) + self._update(mine_D)
+        own_D = _shortened(self._history(self._place.index) + self._update(mine_D))
         owner = self._choose(round)
         if owner is None:
             owner, distance, distant_D = self._place.index, 1, own_D
