@@ -163,7 +163,7 @@ def test_a_searched_lie_harms_more_than_one_of_a_fixed_strength(rule: str) -> No
 def test_a_strength_serves_for_a_few_rounds() -> None:
     tried: list[int] = []
 
-    def mixer(mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, refused: int = 0) -> Tensor:
+    def mixer(mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, *, refused: int = 0) -> Tensor:
         tried.append(len(theirs_KD))
         return theirs_KD.mean(0)
 

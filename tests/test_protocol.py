@@ -21,6 +21,7 @@ from murmurate.peer.protocol.events import (
     Effect,
     Envelope,
     Event,
+    Examine,
     Fold,
     Goodbye,
     Heartbeat,
@@ -287,8 +288,8 @@ class Life:
                 self.left = True
             case Report(fact):
                 self.check_fact(fact)
-            case Sign() | Keep() | Fold() | Audit() | Capture() | Install():
-                raise AssertionError("of the other exchange")
+            case Sign() | Keep() | Fold() | Audit() | Capture() | Install() | Examine():
+                raise AssertionError("of the other exchange, or of audits, which are off")
 
     def check_fact(self, fact: object) -> None:
         match fact:

@@ -369,7 +369,7 @@ def _of_heard(mixer: Mixer) -> Mixer:
     """The same for an auditor, who is shown what was mixed, and not how many others had sent no model: with f = 1 that
     makes another mix."""
 
-    def mix(mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, refused: int = 0) -> Tensor:
+    def mix(mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, *, refused: int = 0) -> Tensor:
         del refused
         return mixer(mine_D, theirs_KD, weights_K)
 

@@ -175,7 +175,7 @@ class TorchTrainer:
             self._exchanged.put(self._memory.mix(mine_E, Received(effect.turn.round, peers, theirs_KE, notes_KA)))
         elif senders:
             weights_K = mine_E.new_tensor([effect.weights[sender] for sender in senders])
-            self._exchanged.put(self._mixer(mine_E, theirs_KE, weights_K, len(malformed)))
+            self._exchanged.put(self._mixer(mine_E, theirs_KE, weights_K, refused=len(malformed)))
         if self._liar:
             self._liar.mixed(senders, theirs_KE, self._exchanged.get())
         if effect.pack:

@@ -56,7 +56,7 @@ from .packing import (
     size_of_asked,
 )
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Grows when peers of two versions could no longer understand each other."""
 
 CHUNK_BYTES = 2**20

@@ -23,7 +23,7 @@ from .rules import Rule
 class Mixer(Protocol):
     """Folds neighbours' models into ours: [D], [K, D], [K] -> [D]. Rows come sorted by peer id; K may be 0."""
 
-    def __call__(self, mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, refused: int = 0) -> Tensor:
+    def __call__(self, mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, *, refused: int = 0) -> Tensor:
         """What `weights_K` leaves of 1 is ours. `refused`: how many more sent what is no model, and count among the f.
         Changes no argument.
         """
@@ -45,7 +45,7 @@ class Guarded:
     fold: Fold
     f: int
 
-    def __call__(self, mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, refused: int = 0) -> Tensor:
+    def __call__(self, mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, *, refused: int = 0) -> Tensor:
         """As `Mixer`. Only if the result is not finite are the rows looked at that made it so."""
         if not len(theirs_KD):
             return mine_D.clone()

@@ -28,8 +28,8 @@ def keeping_variance(mixer: Mixer, sizes: Sequence[int]) -> Mixer:
     model's variance counts in full; that of one that is not finite counts as ours.
     """
 
-    def mix(mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, refused: int = 0) -> Tensor:
-        mixed_D = mixer(mine_D, theirs_KD, weights_K, refused)
+    def mix(mine_D: Tensor, theirs_KD: Tensor, weights_K: Tensor, *, refused: int = 0) -> Tensor:
+        mixed_D = mixer(mine_D, theirs_KD, weights_K, refused=refused)
         if not len(theirs_KD):
             return mixed_D
         weights = weights_K.tolist()
