@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -230,7 +231,10 @@ def payloads(size: int, dtype: str) -> st.SearchStrategy[bytes]:
 
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_no_payload_ends_or_spoils_a_trainer(way: dict[str, Any]) -> None:
-    """Rounds of training and mixing with strangers, one after the other: each begins with what the last one left."""
+    """Rounds of training and mixing with strangers, one after the other: each begins with what the last one left.
+
+    A rule that bears f liars meets f, beside any number that are honest; one that bears none meets five.
+    """
     trainer = trainer_of(**way)
     dtype = way.get("exchange", {}).get("dtype", "float32")
     honest = trainer.train(1).payload
@@ -238,8 +242,14 @@ def test_no_payload_ends_or_spoils_a_trainer(way: dict[str, Any]) -> None:
     round = [1]
 
     @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
-    @given(st.lists(payloads(trainer.payload_bytes, dtype) | st.just(bytes(honest)), max_size=5))
-    def rounds(sent: list[bytes]) -> None:
+    @given(
+        st.lists(payloads(trainer.payload_bytes, dtype), max_size=way.get("mixing", {}).get("f", 0) or 5),
+        st.integers(0, 5),
+        st.randoms(use_true_random=False),
+    )
+    def rounds(hostile: list[bytes], others: int, random: Random) -> None:
+        sent = (hostile + [bytes(honest)] * others)[:5]
+        random.shuffle(sent)
         inbox: dict[PeerId, Payload] = {PeerId("bcdef"[i]): payload for i, payload in enumerate(sent)}
         mine = trainer.mix(Mix(Turn(round[0]), inbox, dict.fromkeys(inbox, 1 / 6), pack=True))
         assert words_of(mine.payload, dtype).isfinite().all()
