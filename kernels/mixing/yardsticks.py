@@ -97,6 +97,11 @@ def _plain_meamed(all_ND: Tensor, f: int) -> Tensor:
     return all_ND.gather(0, far_ND.argsort(dim=0)[: len(all_ND) - f]).mean(0)
 
 
+def _plain_krum(all_ND: Tensor, f: int) -> Tensor:
+    near_NM = torch.cdist(all_ND, all_ND).square().topk(len(all_ND) - f - 1, dim=1, largest=False).values  # and itself
+    return all_ND[near_NM.sum(1).argmin()]
+
+
 def _plain_nnm_trimmed(all_ND: Tensor, f: int) -> Tensor:
     nearest = torch.cdist(all_ND, all_ND).argsort(dim=1)[:, : len(all_ND) - f]
     return _plain_trimmed(torch.stack([all_ND[rows].mean(0) for rows in nearest]), f)
@@ -109,6 +114,7 @@ PLAIN: dict[str, Plain] = {
     "trimmed_mean": _plain_trimmed,
     "median": lambda all_ND, _: all_ND.median(dim=0).values,
     "meamed": _plain_meamed,
+    "krum": _plain_krum,
     "nnm_trimmed_mean": _plain_nnm_trimmed,
 }
 
@@ -127,6 +133,7 @@ def byzfl() -> dict[str, Plain]:
         "trimmed_mean": lambda all_ND, f: rules.TrMean(f=f)(all_ND),
         "median": lambda all_ND, _: rules.Median()(all_ND),
         "meamed": lambda all_ND, f: rules.Meamed(f=f)(all_ND),
+        "krum": lambda all_ND, f: rules.Krum(f=f)(all_ND),
         "nnm_trimmed_mean": lambda all_ND, f: rules.TrMean(f=f)(rules.NNM(f=f)(all_ND)),
     }
 

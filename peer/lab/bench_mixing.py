@@ -25,12 +25,20 @@ Times = dict[str, float]
 Rivals = Mapping[str, Mapping[str, yardsticks.Plain]]
 
 
+def _krum(mine_D: Any, theirs_KD: Any, f: int) -> object:
+    return _mixed(Mixing(rule="krum", f=f), mine_D, theirs_KD)
+
+
 def _nnm_trimmed_mean(mine_D: Any, theirs_KD: Any, f: int) -> object:
-    mixer = make_mixer(Mixing(rule="trimmed_mean", before="nnm", f=f), len(theirs_KD))
+    return _mixed(Mixing(rule="trimmed_mean", before="nnm", f=f), mine_D, theirs_KD)
+
+
+def _mixed(mixing: Mixing, mine_D: Any, theirs_KD: Any) -> object:
+    mixer = make_mixer(mixing, len(theirs_KD))
     return mixer(mine_D, theirs_KD, yardsticks.uniform(theirs_KD))
 
 
-OURS: dict[str, yardsticks.Ours] = {**yardsticks.OURS, "nnm_trimmed_mean": _nnm_trimmed_mean}
+OURS: dict[str, yardsticks.Ours] = {**yardsticks.OURS, "krum": _krum, "nnm_trimmed_mean": _nnm_trimmed_mean}
 
 
 def measure_mixing(
