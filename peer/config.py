@@ -57,6 +57,7 @@ __all__ = [
     "load",
     "located",
     "parse",
+    "read_table",
     "split_address",
 ]
 
@@ -149,18 +150,23 @@ def load(path: Path, name: str = "") -> Config:
     A relative path in it (state_dir, task.data, task.weights, a graph's file) counts from the file's folder, and `~` is
     the user's home.
     """
+    table = read_table(path, "; `murmurate init` writes one")
+    config = parse({**table, "name": name} if name else table, str(path))
+    return located(config, path.resolve().parent)
+
+
+def read_table(path: Path, advice: str = "") -> dict[str, Any]:
+    """A TOML file, not yet checked; `advice` for when there is none. Raises ConfigError."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a byte order mark
     except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file; `murmurate init` writes one") from None
+        raise ConfigError(f"{path}: no such file{advice}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not a text file in UTF-8: {error.reason} at byte {error.start}") from None
     except (ValueError, RecursionError) as error:  # tomllib's own, and what it lets through: huge integers, deep lists
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    config = parse({**table, "name": name} if name else table, str(path))
-    return located(config, path.resolve().parent)
 
 
 def located(config: Config, base: Path) -> Config:

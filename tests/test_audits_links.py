@@ -15,11 +15,13 @@ from murmurate.peer.errors import ConfigError, RemoteError
 from murmurate.peer.lab.cohort import Cohort, loopback_configs
 from murmurate.peer.learning.trainer import make_trainer
 from murmurate.peer.manifest import Manifest, first_difference
-from murmurate.peer.protocol.events import Ask, Body, Evidence, PeerId, Question, Rumor, Source, Turn, Vector
+from murmurate.peer.protocol.events import Ask, Body, Evidence, PeerId, Question, Rumor, Source, Vector
 from murmurate.peer.protocol.showing import PIECE_BYTES
 from murmurate.peer.runtime.packing import BODY_BYTES
-from murmurate.peer.runtime.wire import PROTOCOL, RUMORS_BYTES_MAX, Assembler, Hello, Outbox, encode_body, encode_hello
+from murmurate.peer.runtime.wire import RUMORS_BYTES_MAX, Outbox
 from murmurate.proto import link_pb2 as pb
+
+from .frames import check_that_it_arrives, listening
 
 LIMIT_S = 150.0  # a safety net
 
@@ -35,19 +37,9 @@ BODIES: list[Body] = [
 ]
 
 
-def listening() -> Assembler:
-    assembler = Assembler(0)
-    assembler.feed(encode_hello(Hello(b"s" * 32, "{}", PeerId("b"), 1, Turn(0), PROTOCOL)))
-    return assembler
-
-
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: type(body).__name__)
 def test_what_is_said_arrives(body: Body) -> None:
-    (frame,) = encode_body(body)
-    assert listening().feed(frame) == body
-    outbox = Outbox()
-    outbox.put(body)
-    assert outbox.next_frame() == frame
+    check_that_it_arrives(body)
 
 
 def wrong_frames() -> Iterator[pb.Frame]:

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from murmurate.peer.errors import LocalError, RemoteError
 from murmurate.peer.learning.exchange.seeds import Ledger, Terms
 from murmurate.peer.learning.exchange.states import NoState, cut_up, pack_steps, pack_table, read_steps, read_table
-from murmurate.peer.protocol.events import Ask, Body, Fetch, Offer, PeerId, Piece, Turn
+from murmurate.peer.protocol.events import Ask, Body, Fetch, Offer, Piece
 from murmurate.peer.protocol.ground import PIECE_BYTES
 from murmurate.peer.protocol.records import Batch, FeedState, Fork, Ground, Origin
 from murmurate.peer.runtime.log import Log
-from murmurate.peer.runtime.wire import PROTOCOL, Assembler, Hello, Outbox, encode_body, encode_hello
 from murmurate.proto import link_pb2 as pb
 
+from .frames import check_that_it_arrives, listening
 from .seeds_peers import SWARM
 
 A, B = Origin(b"a" * 32), Origin(b"b" * 32)
@@ -45,19 +45,9 @@ BODIES: list[Body] = [
 ]
 
 
-def listening() -> Assembler:
-    assembler = Assembler(0)
-    assembler.feed(encode_hello(Hello(b"s" * 32, "{}", PeerId("b"), 1, Turn(0), PROTOCOL)))
-    return assembler
-
-
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: type(body).__name__)
 def test_what_is_said_arrives(body: Body) -> None:
-    (frame,) = encode_body(body)
-    assert listening().feed(frame) == body
-    outbox = Outbox()
-    outbox.put(body)
-    assert outbox.next_frame() == frame
+    check_that_it_arrives(body)
 
 
 def wrong_frames() -> Iterator[pb.Frame]:

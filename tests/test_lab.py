@@ -199,6 +199,20 @@ def make_task(config):
 """
 
 
+def test_results_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    (tmp_path / "out" / "runs.jsonl").mkdir(parents=True)
+    with pytest.raises(LocalError, match=r"runs\.jsonl: cannot be written: Is a directory"):
+        run(scenario_of(tmp_path), tmp_path / "out")
+
+
+def test_a_scenario_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "odd.toml").write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ConfigError, match="not a text file in UTF-8"):
+        load_scenario(tmp_path / "odd.toml")
+    with pytest.raises(ConfigError, match=r"none\.toml: no such file$"):
+        load_scenario(tmp_path / "none.toml")
+
+
 def test_a_run_whose_process_is_killed_is_named_and_the_others_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

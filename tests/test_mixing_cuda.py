@@ -4,13 +4,10 @@ Rows in the host's memory, too.
 """
 
 import math
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.util import find_spec
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -24,31 +21,15 @@ from murmurate.kernels.mixing import cpu, reference, streams
 
 from . import mixing_checks
 from .mixing_checks import matrix, models
-
-HERE = Path(__file__).resolve().parent
-
-
-def run(what: str, **environment: str) -> None:
-    if find_spec("triton") is None:
-        pytest.skip("Triton is only made for Linux on x86-64")
-    paths = os.pathsep.join(filter(None, (str(HERE), str(HERE.parent / ".src"), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, str(HERE / "triton_mixing.py"), what],
-        env={**os.environ, "PYTHONPATH": paths, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
+from .triton_run import run
 
 
 def test_interpreted_kernels_do_what_the_reference_does() -> None:
-    run("interpret", TRITON_INTERPRET="1")
+    run("triton_mixing.py", "interpret", TRITON_INTERPRET="1")
 
 
 def test_what_is_launched_compiles_without_atomics_or_lost_digits() -> None:
-    run("compile", TRITON_INTERPRET="0")
+    run("triton_mixing.py", "compile", TRITON_INTERPRET="0")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

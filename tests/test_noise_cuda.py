@@ -1,10 +1,6 @@
 """The Triton form of the directions, on machines without a GPU: interpreted, and compiled ahead; and on one, run."""
 
-import os
-import subprocess
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,31 +8,15 @@ import torch
 from murmurate.kernels import noise
 
 from .golden_noise import check
-
-HERE = Path(__file__).resolve().parent
-
-
-def run(what: str, **environment: str) -> None:
-    if find_spec("triton") is None:
-        pytest.skip("Triton is only made for Linux on x86-64")
-    paths = os.pathsep.join(filter(None, (str(HERE), str(HERE.parent / ".src"), os.environ.get("PYTHONPATH"))))
-    done = subprocess.run(
-        [sys.executable, str(HERE / "triton_noise.py"), what],
-        env={**os.environ, "PYTHONPATH": paths, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout
+from .triton_run import run
 
 
 def test_interpreted_kernels_have_the_references_bits() -> None:
-    run("interpret", TRITON_INTERPRET="1")
+    run("triton_noise.py", "interpret", TRITON_INTERPRET="1")
 
 
 def test_kernels_compile_without_fused_operations() -> None:
-    run("compile", TRITON_INTERPRET="0")
+    run("triton_noise.py", "compile", TRITON_INTERPRET="0")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -105,28 +105,32 @@ class Grid:
     def _own(self) -> Generator[tuple[list[Row], Callable[[Row], None]]]:
         """The rows so far, and a way to add one, while the file is ours. A line that a crash has torn is taken off."""
         try:
-            with self._results.open("a+b") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise LocalError(f"{self._results}: another process is at work on it") from None
-                file.seek(0)
-                content = file.read()
-                whole = content.rfind(b"\n") + 1
-                rows = self._read(content[:whole])
-                if whole < len(content):
-                    if not content[whole:].startswith(b'{"key"'[: len(content) - whole]):
-                        raise self._foreign()
-                    file.truncate(whole)
+            file = self._results.open("a+b")
+        except OSError as error:
+            raise self._unusable(error) from None
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LocalError(f"{self._results}: another process is at work on it") from None
+            file.seek(0)
+            content = file.read()
+            whole = content.rfind(b"\n") + 1
+            rows = self._read(content[:whole])
+            if whole < len(content):
+                if not content[whole:].startswith(b'{"key"'[: len(content) - whole]):
+                    raise self._foreign()
+                file.truncate(whole)
 
-                def keep(row: Row) -> None:
+            def keep(row: Row) -> None:
+                try:
                     file.write(json.dumps(row).encode() + b"\n")
                     file.flush()
                     os.fsync(file.fileno())
+                except OSError as error:
+                    raise self._unusable(error) from None
 
-                yield rows, keep
-        except OSError as error:
-            raise LocalError(f"{self._results}: {error.strerror or error}") from None
+            yield rows, keep
 
     def _read(self, lines: bytes) -> list[Row]:
         try:
@@ -136,6 +140,9 @@ class Grid:
         except (ValueError, KeyError, TypeError):
             pass
         raise self._foreign()
+
+    def _unusable(self, error: OSError) -> LocalError:
+        return LocalError(f"{self._results}: cannot be written: {error.strerror}")
 
     def _foreign(self) -> ConfigError:
         return ConfigError(f"{self._results}: not a scenario's results; choose another --out")

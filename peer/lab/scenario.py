@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,8 +19,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator
 
 from murmurate.peer.build import build_topology, degree_min
-from murmurate.peer.config import Attack, Config, Mixing, Option, checked, located, parse
-from murmurate.peer.errors import ConfigError
+from murmurate.peer.config import Attack, Config, Mixing, Option, checked, located, parse, read_table
+from murmurate.peer.errors import ConfigError, LocalError
 from murmurate.peer.learning.mixing.rules import RULES, check
 from murmurate.peer.sections import Section
 from murmurate.topology import Topology
@@ -232,19 +231,17 @@ class Scenario:
         path = folder.resolve() / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.txt"
         if not path.exists():  # others may read it at any time, and write the same
             draft = path.with_suffix(f".{os.getpid()}")
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(path)
+            try:
+                draft.write_text(text, encoding="utf-8")
+                draft.replace(path)
+            except OSError as error:
+                raise LocalError(f"{path}: cannot be written: {error.strerror}") from None
         return {**common, "rule": "file", "options": {"path": str(path)}}
 
 
 def load_scenario(path: Path, backend: Backend | None = None) -> Scenario:
     """Read and check a scenario file; `backend` replaces the file's. Raises ConfigError."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    table = read_table(path)
     lab = table.pop("lab", None)
     if lab is None:
         raise ConfigError(f"{path}: has no table [lab], which says what varies; examples/robust.toml has one")

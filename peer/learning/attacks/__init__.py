@@ -77,9 +77,10 @@ def make_liar(
     unpack: Callable[[Payload, Tensor], None],
     board: Board | None = None,
 ) -> Liar | None:
-    """The liar of the configuration, or None for an honest peer; `mixer` as `Lie`, None if it cannot be tried out.
+    """The liar of the configuration, or None for an honest peer.
 
-    Raises ConfigError for an omniscient one without a board.
+    `mixer`: the rule to be fooled, None if it cannot be tried out. Raises ConfigError for an omniscient one without a
+    board.
     """
     if config.attack.name == "none":
         return None

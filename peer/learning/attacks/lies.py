@@ -1,4 +1,4 @@
-"""Lies about models: what is sent in place of `View.mine_D`. Each is made once for a peer, and may remember.
+"""Lies about models: what is sent in place of `View.mine`. Each is made once for a peer, and may remember.
 
 Rows of a view are honest models, as far as the liar knows; while it knows of none it sends its honest model.
 """
@@ -49,7 +49,6 @@ class Lie:
 
     def __init__(self, means: Means) -> None:
         self._means = means
-        self._scale, self._seed = means.scale, means.seed
         self._strength, self._searched = means.scale, -math.inf  # found in that round
 
     def __call__(self, view: View) -> Tensor | Payload:
@@ -57,7 +56,7 @@ class Lie:
         return view.mine
 
     def _normal(self, view: View) -> Tensor:
-        generator = torch.Generator().manual_seed(derive(self._seed, "lie", view.round))
+        generator = torch.Generator().manual_seed(derive(self._means.seed, "lie", view.round))
         return torch.randn(len(view.mine), generator=generator).to(view.mine)
 
     def _strongest(self, view: View, lie: Callable[[float], Tensor]) -> Tensor:
@@ -72,14 +71,14 @@ class SignFlip(Lie):
     """-scale x the honest model."""
 
     def __call__(self, view: View) -> Tensor:
-        return view.mine * -self._scale
+        return view.mine * -self._means.scale
 
 
 class Noise(Lie):
     """The honest model + scale x the standard deviation of its values x standard normal numbers."""
 
     def __call__(self, view: View) -> Tensor:
-        return view.mine + self._scale * float(view.mine.std()) * self._normal(view)
+        return view.mine + self._means.scale * float(view.mine.std()) * self._normal(view)
 
 
 class LittleIsEnough(Lie):
@@ -146,9 +145,9 @@ class Boost(Lie):
     """
 
     def __call__(self, view: View) -> Tensor:
-        if view.mixed is None or self._scale == 1.0:
+        if view.mixed is None or self._means.scale == 1.0:
             return view.mine
-        return view.mixed + self._scale * (view.mine - view.mixed)
+        return view.mixed + self._means.scale * (view.mine - view.mixed)
 
 
 class Stale(Lie):
@@ -177,7 +176,7 @@ class FreeRider(Lie):
             return view.mine
         before_D, self._before = self._before, view.mixed
         change = 0.0 if before_D is None else float((view.mixed - before_D).square().mean().sqrt())
-        return view.mixed + self._scale * change * self._normal(view)
+        return view.mixed + self._means.scale * change * self._normal(view)
 
 
 class Bomb(Lie):
