@@ -137,7 +137,7 @@ def _add_bench(subs: Any, commands: Commands) -> None:
     benches = bench.add_subparsers(metavar="BENCH", dest="bench", required=True)
     for name, about in {
         "link": "goodput beside plain TCP; daemons beside one plain loop",
-        "rounds": "seconds per round of 8 daemons on a ring",
+        "rounds": "seconds per round of 8 daemons on a ring, and with audits",
         "join": "how soon a late daemon is as good as the swarm",
         "replay": "records into weights, beside MeZO's way and one pass over the weights",
         "mixing": "models into one, beside torch's obvious forms and one reading of them",

@@ -38,10 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = make_parser(COMMANDS).parse_args(argv)
     try:
         arguments.command(arguments)
-    except ConfigError as error:
-        return _complain(error, arguments, 2)
     except MurmurateError as error:
-        return _complain(error, arguments, 1)
+        return _complain(error, arguments)
     except KeyboardInterrupt:
         ERR.print("interrupted")
         return 130
@@ -56,13 +54,13 @@ def _discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _complain(error: MurmurateError, arguments: argparse.Namespace, code: int) -> int:
+def _complain(error: MurmurateError, arguments: argparse.Namespace) -> int:
     if arguments.traceback:
         traceback.print_exception(error)
     ERR.print(f"murmurate: {error}", style="red")
     if error.__cause__ is not None and not arguments.traceback:
         ERR.print("murmurate: --traceback shows where it came from", style="dim")
-    return code
+    return error.exit_code
 
 
 def _print_json(value: object) -> None:
@@ -80,7 +78,7 @@ def _show(arguments: argparse.Namespace, value: object, rendered: Callable[[], R
 def _run(arguments: argparse.Namespace) -> None:
     config = _config_of(arguments)
     from murmurate.peer.build import build_manifest, build_topology, degree_min
-    from murmurate.peer.learning.trainer import make_trainer, prepare
+    from murmurate.peer.learning.make import make_trainer, prepare
     from murmurate.peer.runtime.daemon import Daemon, check_listen
 
     check_listen(config)

@@ -9,7 +9,7 @@ from typing import Any
 
 from murmurate.peer.config import Config, parse
 from murmurate.peer.learning.audits import AuditedTrainer
-from murmurate.peer.learning.trainer import make_trainer
+from murmurate.peer.learning.make import make_trainer
 from murmurate.peer.protocol.events import Examine, Examined, Mix, Mixed, PeerId, Source, Trained, Turn
 
 NAMES = "abcd"

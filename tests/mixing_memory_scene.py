@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from murmurate.peer.config import Config, parse
+from murmurate.peer.learning.make import make_trainer
 from murmurate.peer.learning.mixing import Received, make_memory
 from murmurate.peer.learning.mixing.reputation import Reputations
-from murmurate.peer.learning.trainer import TorchTrainer, make_trainer
+from murmurate.peer.learning.trainer import TorchTrainer
 from murmurate.peer.protocol.events import Mix, PeerId, Turn
 
 Floats = NDArray[np.float64]

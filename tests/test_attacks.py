@@ -18,8 +18,8 @@ from murmurate.peer.learning.attacks.lies import LIES, Means
 from murmurate.peer.learning.attacks.search import maximum, strongest
 from murmurate.peer.learning.attacks.view import Heard, View
 from murmurate.peer.learning.exchange.models import Models
+from murmurate.peer.learning.make import make_trainer
 from murmurate.peer.learning.mixing import make_mixer
-from murmurate.peer.learning.trainer import make_trainer
 
 D = 300
 NAMES = ("a", "b", "c", "d")

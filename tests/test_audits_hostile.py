@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from murmurate.peer.errors import ConfigError
 from murmurate.peer.learning.audits import AuditedTrainer
+from murmurate.peer.learning.make import make_trainer
 from murmurate.peer.learning.starts import DIGEST_BYTES, came_of
 from murmurate.peer.learning.tasks import digits
-from murmurate.peer.learning.trainer import make_trainer
 from murmurate.peer.protocol.events import Examined, PeerId, Proof
 
 from .audits_story import Story, config_of, digest, sources_of, trainer_of

@@ -13,7 +13,7 @@ from murmurate.peer.config import Config, parse
 from murmurate.peer.console import run_line
 from murmurate.peer.errors import ConfigError, RemoteError
 from murmurate.peer.lab.cohort import Cohort, loopback_configs
-from murmurate.peer.learning.trainer import make_trainer
+from murmurate.peer.learning.make import make_trainer
 from murmurate.peer.manifest import Manifest, first_difference
 from murmurate.peer.protocol.events import Ask, Body, Evidence, PeerId, Question, Rumor, Source, Vector
 from murmurate.peer.protocol.showing import PIECE_BYTES

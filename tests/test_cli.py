@@ -24,7 +24,7 @@ from murmurate.peer.errors import LocalError
 from murmurate.peer.runtime.control import ControlClient
 from murmurate.peer.toml import to_toml
 
-from .toy import TRAINER, Life, living, make_config, trainer_module
+from .toy import MAKER, Life, living, make_config, maker_module
 
 DAEMON_COMMANDS = ("run", "status", "peers", "leave", "export", "retract", "key", "config")
 ARGUMENTS = {"export": ["model"], "retract": ["b", "--from", "0"]}  # of those that need some
@@ -153,7 +153,7 @@ def test_what_no_registry_knows_is_named(capsys: Capture, here: Path, tables: di
 
 @pytest.fixture
 def toy_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, TRAINER, trainer_module())
+    monkeypatch.setitem(sys.modules, MAKER, maker_module())
 
 
 @pytest.mark.usefixtures("toy_trainer")
@@ -189,7 +189,7 @@ def test_a_port_in_use_is_named(capsys: Capture, here: Path) -> None:
 def test_a_fault_of_the_task_can_be_looked_into(
     capsys: Capture, here: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, TRAINER, trainer_module("failing"))
+    monkeypatch.setitem(sys.modules, MAKER, maker_module("failing"))
     config_file(here)
     flag = ["--traceback"]
     argv = {"before": [*flag, "run", "--json"], "behind": ["run", "--json", *flag], "nowhere": ["run", "--json"]}

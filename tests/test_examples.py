@@ -9,8 +9,8 @@ import pytest
 
 from murmurate.peer.config import parse
 from murmurate.peer.errors import ConfigError
+from murmurate.peer.learning.make import make_trainer
 from murmurate.peer.learning.prober import make_prober
-from murmurate.peer.learning.trainer import make_trainer
 from murmurate.peer.protocol.events import Mix, Turn
 
 ROOT = Path(__file__).parents[1]

@@ -275,9 +275,11 @@ def test_refused_payloads_count_among_the_f(tmp_path: Path) -> None:
     assert row["accuracy"] > alone["accuracy"] - 0.1
 
 
-def test_a_swarm_that_diverges_counts_as_0(tmp_path: Path) -> None:
-    scenario = scenario_of(tmp_path, LAB.replace("lr = 0.2", "lr = 1e30"))
-    row = simulated(scenario, Cell("mean", "none", 1.0, 0), "key", tmp_path)
+@pytest.mark.parametrize("backend", ["simulator", "daemons"])
+def test_a_swarm_that_diverges_counts_as_0(tmp_path: Path, backend: str) -> None:
+    text = LAB.replace("lr = 0.2", "lr = 1e30").replace("[lab]", f'[lab]\nbackend = "{backend}"')
+    text = text.replace('["mean", "nna"]', '["mean"]').replace('["none", "sign_flip"]', '["none"]')
+    (row,) = run(scenario_of(tmp_path, text), tmp_path / "out")
     assert row["accuracy"] == 0
     assert "diverged" in row["failure"]
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from murmurate.peer.config import Mixing, parse
 from murmurate.peer.errors import ConfigError
 from murmurate.peer.learning.flat import FlatModel
+from murmurate.peer.learning.make import make_trainer
 from murmurate.peer.learning.mixing import RULES, Mixer, keeping_variance, make_mixer
-from murmurate.peer.learning.trainer import TorchTrainer, make_trainer
+from murmurate.peer.learning.trainer import TorchTrainer
 from murmurate.peer.learning.undo import Kept
 from murmurate.peer.protocol.events import Adopt, Heartbeat, Mix, Payload, PeerId, TimerFired, Train, Turn, Update
 from murmurate.peer.protocol.rounds import Phase

@@ -16,9 +16,10 @@ from murmurate.peer.build import build_manifest, build_topology
 from murmurate.peer.config import Config, Mixing
 from murmurate.peer.errors import ConfigError
 from murmurate.peer.learning import snapshot
+from murmurate.peer.learning.make import make_trainer
 from murmurate.peer.learning.mixing import MEMORIES, Memory, make_mixer
 from murmurate.peer.learning.tasks import TASKS, digits
-from murmurate.peer.learning.trainer import TorchTrainer, make_trainer
+from murmurate.peer.learning.trainer import TorchTrainer
 from murmurate.peer.protocol.events import Adopt, Mix, Payload, PeerId, Turn
 
 from .mixing_memory_scene import (

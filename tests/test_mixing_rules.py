@@ -19,8 +19,8 @@ from murmurate.kernels.mixing import reference
 from murmurate.peer.build import build_manifest, build_topology
 from murmurate.peer.config import Mixing, parse
 from murmurate.peer.errors import ConfigError
+from murmurate.peer.learning.make import make_trainer
 from murmurate.peer.learning.mixing import RULES, Mixer, keeping_variance, make_mixer
-from murmurate.peer.learning.trainer import make_trainer
 
 from . import mixing_exact as exact
 from .mixing_exact import Floats

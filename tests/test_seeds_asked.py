@@ -23,7 +23,7 @@ from murmurate.peer.toml import to_toml
 
 from .plot import RECORDS, Counting, Sower, again, agree, begin, rulings, seeds_config
 from .test_cli import answer, complaint
-from .toy import TRAINER, living, trainer_module
+from .toy import MAKER, living, maker_module
 
 ALL = "abc"
 PROBER = "murmurate.peer.learning.prober"
@@ -284,7 +284,7 @@ def test_run_takes_a_replica_for_this_exchange(
     module = ModuleType(PROBER)
     vars(module).update(make_prober=make_prober)
     monkeypatch.setitem(sys.modules, PROBER, module)
-    monkeypatch.setitem(sys.modules, TRAINER, trainer_module())
+    monkeypatch.setitem(sys.modules, MAKER, maker_module())
     monkeypatch.chdir(tmp_path)
     rounds = {"max": 2, "deadline_s": 0.01}
     Path("swarm.toml").write_text(to_toml(seeds_config(tmp_path, "a", {"a": 0}, rounds=rounds)))

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from murmurate.peer.config import Config, parse
 from murmurate.peer.errors import ConfigError, LocalError
 from murmurate.peer.learning import snapshot
+from murmurate.peer.learning.make import make_trainer, prepare
 from murmurate.peer.learning.tasks import make_task
-from murmurate.peer.learning.trainer import TorchTrainer, make_trainer, prepare
+from murmurate.peer.learning.trainer import TorchTrainer
 from murmurate.peer.protocol.events import Adopt, Mix, Mixed, Payload, PeerId, Turn
 from murmurate.peer.protocol.seams import Trainer
 

@@ -26,7 +26,7 @@ from murmurate.peer.protocol.seams import Write
 from murmurate.peer.runtime.daemon import Daemon
 
 PATIENCE_S = 60.0  # only a broken test waits this long
-TRAINER = "murmurate.peer.learning.trainer"
+MAKER = "murmurate.peer.learning.make"
 
 Row = Mapping[str, Any]
 
@@ -275,8 +275,8 @@ BEHAVIOURS: dict[str, Callable[[Toy, int], object] | None] = {
 }
 
 
-def trainer_module(behaviour: str = "plain") -> ModuleType:
-    """What to put in the place of the module `TRAINER`, so that no torch is needed."""
+def maker_module(behaviour: str = "plain") -> ModuleType:
+    """What to put in the place of the module `MAKER`, so that no torch is needed."""
 
     def prepare(_config: object) -> None:
         pass
@@ -284,11 +284,11 @@ def trainer_module(behaviour: str = "plain") -> ModuleType:
     def make_trainer(_config: object, _degree_min: int) -> Toy:
         return _Told(train=BEHAVIOURS[behaviour])
 
-    module = ModuleType(TRAINER)
+    module = ModuleType(MAKER)
     vars(module).update(prepare=prepare, make_trainer=make_trainer)
     return module
 
 
 if __name__ == "__main__":
-    sys.modules[TRAINER] = trainer_module(*sys.argv[2:])
+    sys.modules[MAKER] = maker_module(*sys.argv[2:])
     sys.exit(main(["run", sys.argv[1], "--json"]))

@@ -15,7 +15,7 @@ from typing import Any
 
 from murmurate.peer.build import build_topology, degree_min
 from murmurate.peer.config import Config, parse
-from murmurate.peer.learning.trainer import make_trainer, prepare
+from murmurate.peer.learning.make import make_trainer, prepare
 from murmurate.peer.protocol.events import Mix, Turn
 
 from .demo import LIARS, NAMES, demo_table, lying

@@ -41,6 +41,7 @@ DIGITS_ROUNDS: dict[str, Any] = {
     "liveness": {"join_s": 60.0},
     "runtime": {"threads": 1, "snapshot_s": 3600.0},
 }
+AUDIT_RATES = (0.1, 1.0)
 
 JOIN: dict[str, Any] = {
     **DIGITS_ROUNDS,
@@ -83,15 +84,18 @@ def _cpu() -> str:
 
 
 def bench_rounds(repeats: int, step: Step) -> dict[str, Any]:
-    """Seconds per round of 8 daemons on a ring: digits MLP (6,570 parameters), 20 local steps of batch 32."""
-    seconds: list[float] = []
-    accuracies: list[float] = []
+    """Seconds per round of 8 daemons on a ring: digits MLP (6,570 parameters), 20 local steps of batch 32; and how many
+    times as long it takes when neighbours are audited."""
+    figures: dict[str, list[float]] = {"seconds_per_round": [], "accuracy": []}
     for _ in range(repeats):
-        per_round, accuracy = _daemons(DIGITS_ROUNDS)
-        seconds.append(per_round)
-        accuracies.append(accuracy)
+        seconds, accuracy = _daemons(DIGITS_ROUNDS)
+        figures["seconds_per_round"].append(seconds)
+        figures["accuracy"].append(accuracy)
+        for rate in AUDIT_RATES:
+            audited, _ = _daemons({**DIGITS_ROUNDS, "audit": {"rate": rate}})
+            figures.setdefault(f"ratio_at_audit_rate_{rate:g}", []).append(audited / seconds)
         step()
-    return report(repeats, {"seconds_per_round": seconds, "accuracy": accuracies}, peers=PEERS, rounds=ROUNDS)
+    return report(repeats, figures, peers=PEERS, rounds=ROUNDS)
 
 
 def bench_link(repeats: int, step: Step) -> dict[str, Any]:
@@ -168,7 +172,7 @@ def _daemons(table: Mapping[str, Any]) -> tuple[float, float]:
 
 def _plain_loop(table: Mapping[str, Any]) -> float:
     """Seconds per round of the same training and mixing in one loop: no network, no threads, no protocol."""
-    from murmurate.peer.learning.trainer import make_trainer, prepare
+    from murmurate.peer.learning.make import make_trainer, prepare
 
     configs = _configs(Path(), table)
     prepare(configs[0])

@@ -69,7 +69,7 @@ def _config(mode: str) -> Config:
 
 
 def _run(mode: str) -> dict[str, int]:
-    from murmurate.peer.learning.trainer import prepare
+    from murmurate.peer.learning.make import prepare
 
     config = _config(mode)
     prepare(config)

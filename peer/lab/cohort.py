@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from murmurate.peer.config import Config, parse
-from murmurate.peer.errors import LocalError
+from murmurate.peer.errors import DivergedError, LocalError
 from murmurate.peer.runtime.control import ControlClient
 from murmurate.peer.toml import to_toml
 
@@ -122,19 +122,21 @@ class Cohort:
         return int(rows[-1]["round"]) if rows else 0
 
     def wait(self, done: Callable[[], bool], timeout_s: float) -> None:
-        """Poll until `done`. Raises LocalError after `timeout_s`, or when a daemon ended in failure."""
+        """Poll until `done`. Raises what `polls` raises."""
         for _ in self.polls(timeout_s):
             if done():
                 return
 
     def polls(self, timeout_s: float, every_s: float = POLL_S) -> Iterator[None]:
-        """One turn per poll; raises LocalError after `timeout_s`, or when a daemon ended in failure."""
+        """One turn per poll. Raises LocalError after `timeout_s` or when a daemon ended in failure, DivergedError when
+        its training diverged."""
         began = time.monotonic()
         while time.monotonic() - began < timeout_s:
             yield
             for name, process in self.processes.items():
                 if process.poll() not in (None, 0, -signal.SIGKILL):
-                    raise LocalError(f"daemon {name} ended with code {process.returncode}:\n{self.log(name)}")
+                    kind = DivergedError if process.returncode == DivergedError.exit_code else LocalError
+                    raise kind(f"daemon {name} ended with code {process.returncode}:\n{self.log(name)}")
             time.sleep(every_s)
         raise LocalError(f"not finished after {timeout_s} s")
 

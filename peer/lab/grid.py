@@ -208,10 +208,8 @@ def by_daemons(scenario: Scenario, cell: Cell, key: str, graphs: Path, folder: P
         cohort.start()
         try:
             cohort.wait(lambda: not cohort.running(), scenario.lab.timeout_s)
-        except LocalError as error:
-            if any("training diverged" in cohort.log(name) for name in names):
-                return _row(scenario, cell, key, [{"accuracy": 0.0} for _ in honest], began, str(error))
-            raise
+        except DivergedError as error:
+            return _row(scenario, cell, key, [{"accuracy": 0.0} for _ in honest], began, str(error))
         last = [next(iter(cohort.rows(names[i])[-1:]), {}) for i in honest]
     for i, row in zip(honest, last, strict=True):
         if row.get("round") != configs[i].rounds.max:

@@ -10,7 +10,7 @@ from murmurate.peer.config import Config
 from murmurate.peer.errors import ConfigError
 from murmurate.peer.learning.attacks import Board
 from murmurate.peer.learning.audits import DIGEST_BYTES
-from murmurate.peer.learning.trainer import make_trainer, prepare
+from murmurate.peer.learning.make import make_trainer, prepare
 from murmurate.peer.protocol.core import Peer
 from murmurate.peer.protocol.events import PeerId
 from murmurate.peer.protocol.seams import Trainer

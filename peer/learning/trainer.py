@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from murmurate.peer.config import Config
-from murmurate.peer.errors import ConfigError, DivergedError, LocalError
-from murmurate.peer.learning.attacks import Board, data_of, make_liar, task_of
-from murmurate.peer.learning.mixing import Memory, Mixer, Received, keeping_variance, make_memory, make_mixer
+from murmurate.peer.errors import DivergedError, LocalError
+from murmurate.peer.learning.attacks import Board, data_of, make_liar
+from murmurate.peer.learning.mixing import Memory, Mixer, Received, keeping_variance, make_memory
 from murmurate.peer.learning.tasks import Task
 from murmurate.peer.protocol.events import Adopt, Mix, Mixed, Payload, Trained
 from murmurate.peer.protocol.seams import Write
@@ -43,30 +43,6 @@ from .undo import Kept
 
 # Batches of our own data on which a joiner judges the models it is offered. (a guess)
 TRIAL_BATCHES = 8
-
-
-def prepare(config: Config) -> None:
-    """Once per process, before any other use of torch: threads, device. Raises ConfigError for an unusable device."""
-    if config.runtime.threads:
-        torch.set_num_threads(config.runtime.threads)
-    try:
-        torch.empty(1, device=config.runtime.device).add_(1)
-    except Exception as error:  # every backend has its own way to say no
-        first_line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ConfigError(f"runtime.device = {config.runtime.device!r}: cannot be used here: {first_line}") from None
-
-
-def make_trainer(config: Config, degree_min: int, board: Board | None = None) -> TorchTrainer:
-    """The trainer of the configuration, on a graph where no peer has fewer than `degree_min` neighbours.
-
-    `board`: what an omniscient liar looks at, in simulations.
-    """
-    from .audits import AuditedTrainer  # which imports this module
-
-    kind = AuditedTrainer if config.audit.rate else TorchTrainer
-    trainer = kind(config, task_of(config), make_mixer(config.mixing, degree_min), board)
-    trainer.warm_up(degree_min)
-    return trainer
 
 
 class TorchTrainer:
