@@ -88,7 +88,7 @@ def _add_init(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", nargs="?", default="swarm.toml", help="file to write (default: %(default)s)")
     parser.add_argument("--name", default="a", help="this peer (default: %(default)s)")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=HOST:PORT", help="each peer, this one too")
-    parser.add_argument("--task", default="digits", help="digits, chars or module:function (default: %(default)s)")
+    parser.add_argument("--task", default="digits", help="a built-in task or module:function (default: %(default)s)")
     parser.add_argument("--data", default="", help="where this peer's data lies, for tasks that read files")
     parser.add_argument("--rule", default="mean", help="mixing rule (default: %(default)s)")
     parser.add_argument("--f", type=int, default=0, help="liars a neighbourhood must bear (default: %(default)s)")

@@ -1,6 +1,7 @@
 """The command line: argv in, exit code out. The only module that prints.
 
-Exit codes: 0 done (a daemon: left cleanly), 1 this machine could not do it, 2 the user must change something.
+Exit codes: 0 done (a daemon: left cleanly), 1 this machine could not do it, 2 the user must change something,
+3 training diverged.
 Heavy modules are imported inside the command that needs them: `murmurate status` must not wait for torch.
 """
 

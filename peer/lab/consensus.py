@@ -1,7 +1,8 @@
 """How far apart the models of a swarm are, round by round, and how fast that falls.
 
-The distance of a round is sqrt(sum_i |x_i - mean|^2) over the models that the honest peers sent in that round. Without
-training it shrinks by lambda = ||W - 11'/n|| per exchange (topology.spectrum), which `rate` is to be compared with.
+The distance of a round is sqrt(sum_i |x_i - mean|^2) over what the honest peers sent in that round: their models,
+and SybilWall's notes with them. Without training it shrinks by lambda = ||W - 11'/n|| per exchange (topology.spectrum),
+which `rate` is to be compared with.
 """
 
 from __future__ import annotations

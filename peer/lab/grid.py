@@ -48,7 +48,8 @@ class Grid:
     def run(self, jobs: int) -> Iterator[Row]:
         """Every run's row: first those that are there already. At most `jobs` at a time, daemons one at a time.
 
-        Raises LocalError when all others are done, for runs that could not be finished; they are not kept.
+        Raises LocalError when all others are done, for runs that could not be finished; at once for a worker that was
+        killed, and for results that cannot be written. What is not finished is not kept.
         """
         with self._own() as (rows, keep):
             wanted, failures = set(self._keys.values()), list[str]()
@@ -176,7 +177,7 @@ def _named(cell: Cell) -> str:
 
 
 def simulated(scenario: Scenario, cell: Cell, key: str, folder: Path) -> Row:
-    """One run in the simulator, in this process. Where a peer's training diverges it counts as an accuracy of 0."""
+    """One run in the simulator, in this process. Where any peer's training diverges the run's accuracy is 0."""
     from .simulator import simulate
     from .tasks import task_plan
 

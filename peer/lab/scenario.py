@@ -64,7 +64,7 @@ class Lab(Section):
     peers: int = Field(default=8, ge=2)
     """Size of the swarm, liars included."""
     liars: int = Field(default=2, ge=0)
-    """How many of them lie, spread evenly over the roster; under the attack `none` they are honest."""
+    """How many of them lie, spread evenly over the roster (with `phi` its last names); under `none` they are honest."""
     f: int = Field(default=-1, ge=-1)
     """mixing.f for every rule that bears liars; -1: as many as lie."""
     phi: int = Field(default=0, ge=0)

@@ -1,4 +1,4 @@
-"""What a process does before any training, and from a configuration to its trainer."""
+"""Set up a process for training, and make the trainer that a configuration describes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def prepare(config: Config) -> None:
 def make_trainer(config: Config, degree_min: int, board: Board | None = None) -> TorchTrainer:
     """The trainer of the configuration, on a graph where no peer has fewer than `degree_min` neighbours.
 
-    `board`: what an omniscient liar looks at, in simulations.
+    `board`: what an omniscient liar looks at, in simulations. Raises ConfigError for what cannot work together.
     """
     kind = AuditedTrainer if config.audit.rate else TorchTrainer
     trainer = kind(config, task_of(config), make_mixer(config.mixing, degree_min), board)

@@ -101,7 +101,8 @@ class TorchTrainer:
     # Training -----------------------------------------------------------------------------------------
 
     def train(self, round: int) -> Trained:
-        """See the seam. Raises LocalError when the model is not finite afterwards, mixed or not."""
+        """See the seam. Where the model is not finite afterwards, the mix before is undone and the round begins anew;
+        raises DivergedError where that does not help, or with f > 0."""
         if round != self._round:
             self._round, self._steps, self._loss_sum = round, 0, 0.0
         use_lr(self._optimizer, lr_of(self._config, round))

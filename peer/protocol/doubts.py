@@ -1,7 +1,7 @@
 """What a neighbour's audits left open, on its account. Pure.
 
 Honest peers leave audits open now and then: messages get lost, links break. Who hides something does so more often. So
-what may have been done on purpose counts, what was passed takes as much back, and beyond a limit it convicts.
+what may have been done on purpose counts, what was passed takes as much back, and at a limit it convicts.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 CLAIMS_MAX = 3
-"""How often a neighbour may say that it is two rounds further while no update shows it."""
+"""So many times that it said it is two rounds further, while no update shows it, convict a neighbour."""
 
 EVASIONS_MAX = 5
-"""More audits than were passed in which a neighbour showed nothing, or nothing that could be computed. In the
+"""So many more audits than it passed, in which it showed nothing or nothing that could be computed, convict it. In the
 simulator's storms honest ones do so in one audit of 30, and never twice in a row. (measured)"""
 
 UNHEARD_SHARE = 0.25
@@ -20,7 +20,8 @@ UNHEARD_SHARE = 0.25
 in a hundred is. (measured)"""
 
 UNHEARD_MAX = 2.0
-"""Audits with nothing but such models, beyond that share; in the simulator's storms it was one at most. (measured)"""
+"""So many audits with nothing but such models, beyond that share, convict; in the simulator's storms it was one at
+most. (measured)"""
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from .memory import Place, Received, usable
 from .shares import Numbers
 
 SCORE_MIN = -100.0
-"""Of one class. (the authors' code, as every number of the formulas)"""
+"""The least score of one class. (the authors' code, as all numbers in the formulas)"""
 
 Labels = NDArray[np.int64]
 Judge = Callable[[Tensor], tuple[Labels, Labels]]
@@ -41,8 +41,8 @@ class Bristle:
     sigmoid(max(-100, s_jc) / 100) - 4); for all others w_j = certainty_j max(0, 10 sigmoid(sum_c s_jc / 100) - 4).
 
     Where we differ: the draw is a function of (swarm.seed, peer, round); the examples are of our training data; and no
-    peer is asked how many classes it knows. The layers behind must be alike in all peers (frozen, from one file of
-    first weights), or a foreign head means nothing.
+    peer is asked how many classes it knows. The layers before must be alike in all peers (frozen by the task, from
+    one file of first weights; nothing here checks it), or a foreign head means nothing.
 
     Cost: J + 1 classifications of our examples, and one pass over the heads. It remembers nothing. No bound is proved:
     a model that is much worse than ours on our own examples has no weight, however many there are; but for classes of

@@ -170,8 +170,8 @@ class SybilWall(FoolsGold):
     histories take no part in that, and no logit is infinite (the authors' code fails at each of these).
     `lambda` is `spread`.
 
-    Notes: our history [D], a distant one [D], its owner's position in the roster, its distance from us (1 to n); who
-    knows nobody's names itself. So a payload is three times as long, and exchange.dtype has to be float32.
+    Notes: our history [D], a distant one [D], its owner's position in the roster, its distance from us (1 to n). Who
+    knows no distant one sends its own twice. So a payload is three times as long, and exchange.dtype has to be float32.
 
     Cost: as FoolsGold, with M up to all peers of the roster. Histories are what peers say of themselves and of others,
     nobody signs them: a liar that tells each neighbour another tale of itself, or an honest peer's history as a

@@ -1,6 +1,7 @@
 """A rule at work: Gram matrix or sorted columns, shares or places, one mixture; and nothing that is not finite.
 
-A row that is not finite is never mixed, and counts as one of the f: f is less by one for the rest. Rows that are
+A row that is not finite is never mixed, and counts as one of the f: f is less by one for the rest. (Rules of single
+parameters sort its infinities to the ends; where they spread all the same, the row is taken out.) Rows that are
 missing count for nothing. Where fewer vectors are left than the rule needs to bear what is left of f, ours stays as it
 is, unless the rule starts from ours anyway (`Rule.pivot`) and goes on with those that are left.
 """

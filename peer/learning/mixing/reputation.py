@@ -36,7 +36,7 @@ class Reputations:
     keep their standing; a newcomer has the average one. The paper starts by data set sizes, here all are equal. Its
     reward, a part of the aggregate in proportion to reputation, is a server's to give, and is left out.
 
-    Cost: three passes over the models; memory two numbers per peer of the roster and one vector. The paper
+    Cost: four passes over the models; memory two numbers per peer of the roster and one vector. The paper
     proves no breakdown point: liars that point where the others do keep theirs, a majority of them removes the honest.
     No peer moves ours by more than r_j times `clip`. It bears f = 0.
     """

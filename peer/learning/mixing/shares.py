@@ -50,7 +50,7 @@ def krum(points: Points, f: int, options: Numbers) -> Floats:
 
 
 def multi_krum(points: Points, f: int, options: Numbers) -> Floats:
-    """The mean of the `keep` vectors that Krum scores best; keep = 0: M - f.
+    """The mean of the `keep` vectors that Krum scores best, M - f at most; keep = 0: so many.
 
     Blanchard et al. 2017, section 6 ("Experimental Evaluation"), who leave their m open; byzfl takes M - f. Cost and
     what it bears as Krum.
