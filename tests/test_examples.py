@@ -1,4 +1,4 @@
-"""The tasks that the README and examples/ show are tasks: they train."""
+"""What the README, docs/ and examples/ show is so: tasks train, tables name what there is."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from murmurate.peer.config import parse
 from murmurate.peer.errors import ConfigError
 from murmurate.peer.learning.make import make_trainer
+from murmurate.peer.learning.mixing.rules import BUCKET, KNOWN
 from murmurate.peer.learning.prober import make_prober
 from murmurate.peer.protocol.events import Mix, Turn
 
@@ -46,3 +47,17 @@ def test_the_large_model_that_is_shown_is_a_configuration(tmp_path: Path, monkey
     assert config.records == 64
     with pytest.raises(ConfigError, match="models/llama-1b"):
         make_prober(config)
+
+
+def test_every_number_of_a_mixing_rule_is_explained() -> None:
+    table = (ROOT / "docs" / "mixing.md").read_text(encoding="utf-8").split("## Numbers\n")[1].split("\n## ")[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if line.startswith("| `")
+    ]
+    told = {
+        (rule.strip("` "), number.strip("`"), float(default))
+        for number, of, default, _ in rows
+        for rule in of.split(",")
+    }
+    known = {(name, number, it.default) for name, rule in KNOWN.items() for number, it in rule.numbers.items()}
+    assert told == known | {('before = "bucketing"', number, it.default) for number, it in BUCKET.items()}
