@@ -109,7 +109,7 @@ def test_what_an_update_proves_later_was_no_claim() -> None:
 
 def large(peer: Peer, asked: PeerId, pieces: int) -> int:
     """It is asked, and gives the first piece of so many."""
-    size = 2 * pieces * PIECE_BYTES // 2 + 4 * PAYLOAD
+    size = pieces * PIECE_BYTES + 4 * PAYLOAD
     first = evidence(asked, size=size, data=bytes(PIECE_BYTES))
     (send, _) = peer.handle(says(asked, first), 21.0)
     assert send == Send(asked, Question(2, 1))
@@ -118,14 +118,15 @@ def large(peer: Peer, asked: PeerId, pieces: int) -> int:
 
 def test_who_has_begun_to_show_goes_on_however_far_it_is() -> None:
     peer, asked = asking(start_bytes=PIECE_BYTES)
-    size = large(peer, asked, 2)
+    large(peer, asked, 2)
     peer.handle(update(asked, 4), 22.0)
     for _ in range(ASKS_MAX - 1):
         assert peer.handle(says(asked, Evidence(2, 1, 0)), 22.0) == []
         waited(peer)
     assert peer.handle(says(asked, Evidence(2, 1, 0)), 22.0) == []
-    assert waited(peer) == left_open(asked, 2, CLAIMS)  # and this counts
-    assert size
+    assert waited(peer) == left_open(asked, 2, CLAIMS)
+    assert peer.audits is not None
+    assert peer.audits._doubts[asked].evaded == 1
 
 
 def test_who_dawdles_keeps_us_from_others_for_so_many_rounds_only() -> None:

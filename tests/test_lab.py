@@ -282,6 +282,7 @@ def test_a_swarm_that_diverges_counts_as_0(tmp_path: Path, backend: str) -> None
     (row,) = run(scenario_of(tmp_path, text), tmp_path / "out")
     assert row["accuracy"] == 0
     assert "diverged" in row["failure"]
+    assert ("ended with code 3:" in row["failure"]) == (backend == "daemons")
 
 
 def test_a_run_repeats(tmp_path: Path) -> None:

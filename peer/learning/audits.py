@@ -41,9 +41,9 @@ from .starts import (
     is_near,
     kinds_of,
     length,
-    like,
     parts,
     raw,
+    read_like,
     slots_of,
 )
 from .trainer import TorchTrainer
@@ -189,18 +189,18 @@ class AuditedTrainer(TorchTrainer):
         if sum(sizes) != len(effect.evidence) or len(effect.payload) != self.payload_bytes:
             return "its evidence has a wrong size", ()
         began, sent, *mixed, begins = parts(effect.evidence, sizes)
-        digests = tuple((peer, hashlib.sha256(part).digest()) for peer, part in zip(effect.weights, mixed, strict=True))
+        shown = tuple((peer, hashlib.sha256(part).digest()) for peer, part in zip(effect.weights, mixed, strict=True))
         if hashlib.sha256(sent).digest() != effect.sent:
             return f"it shows another model of round {effect.before} than it sent", ()
         for start, payload in ((began, sent), (begins, effect.payload)):
             if hashlib.sha256(start).digest() != bytes(payload[-DIGEST_BYTES:]):
                 return "it shows another start of a round than it committed to", ()
-        named = zip(effect.sources, (digest for _, digest in digests), strict=True)
+        named = zip(effect.sources, (digest for _, digest in shown), strict=True)
         if bytes(begins[:DIGEST_BYTES]) != came_of(effect.sent, named):
             return "it shows other models than it committed to have mixed", ()
         if effect.before == 1 and not self._is_near_first(began):
             return "it began its first round elsewhere", ()
-        differs = tuple(peer for peer, digest in digests if effect.heard.get(peer, digest) != digest)
+        differs = tuple(peer for peer, digest in shown if effect.heard.get(peer, digest) != digest)
         return self._recompute(effect, began, sent, mixed, begins), differs
 
     def _recompute(
@@ -293,7 +293,7 @@ class AuditedTrainer(TorchTrainer):
                     return False
             elif len(part) and not (now.is_floating_point() or now.is_complex()):
                 most = 0 if torch.equal(first, now) else 4 * self._config.local.steps * round
-                values, ours = like(now, part), torch.stack([first, now])
+                values, ours = read_like(now, part), torch.stack([first, now])
                 if int(values.min()) < int(ours.min()) or int(values.max()) > int(ours.max()) + most:
                     return False
         return True
@@ -345,13 +345,13 @@ class AuditedTrainer(TorchTrainer):
         if not took_steps and document != self._new:
             name = self._config.local.optimizer
             raise LocalError(f"local.optimizer = {name!r}: its state changes its form, so it cannot be audited")
-        parts = map(raw, (*self._held(), *(tensors if took_steps else self._slots)))
-        return b"".join((came, bytes((took_steps,)), *parts))
+        raws = map(raw, (*self._held(), *(tensors if took_steps else self._slots)))
+        return b"".join((came, bytes((took_steps,)), *raws))
 
     def _read(self, start: memoryview) -> tuple[list[Tensor], bool]:
         """Its tensors, on the model's device, and whether the optimizer took steps."""
-        shapes, parts = [*self._held(), *self._slots], self._raw_parts(start)
-        return [like(tensor, part) for tensor, part in zip(shapes, parts, strict=True)], bool(start[DIGEST_BYTES])
+        shapes, raws = [*self._held(), *self._slots], self._raw_parts(start)
+        return [read_like(tensor, part) for tensor, part in zip(shapes, raws, strict=True)], bool(start[DIGEST_BYTES])
 
     def _load(self, start: bytes | memoryview) -> None:
         """Go there."""

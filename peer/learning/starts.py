@@ -47,6 +47,7 @@ def slots_of(config: Config, like: FlatModel) -> tuple[Any, list[Tensor]]:
 
 
 def encoded(optimizer: Any) -> tuple[Any, list[Tensor]]:
+    """The optimizer's state: what is the same in all rounds, and tensors."""
     state: dict[str, Any] = dict(optimizer.state_dict())
     if "param_groups" in state:  # the learning rate is the schedule's
         state["param_groups"] = [{**group, "lr": 0.0} for group in state["param_groups"]]
@@ -75,31 +76,36 @@ def came_of(sent: bytes, named: Iterable[tuple[Source, bytes]]) -> bytes:
 
 
 def line(source: Source) -> bytes:
+    """Whose model, of which life and round, in 48 bytes."""
     peer, *numbers = source
     return hashlib.sha256(peer.encode()).digest() + b"".join(number.to_bytes(8, "little") for number in numbers)
 
 
 def digests(inbox: Mapping[PeerId, Payload], malformed: tuple[PeerId, ...]) -> tuple[tuple[PeerId, bytes], ...]:
+    """SHA-256 of what was mixed, sorted by name."""
     return tuple((peer, hashlib.sha256(inbox[peer]).digest()) for peer in sorted(inbox) if peer not in malformed)
 
 
 def parts(whole: bytes | bytearray | memoryview, sizes: Sequence[int]) -> list[memoryview]:
-    view, parts, first = memoryview(whole), list[memoryview](), 0
+    """Cut into pieces of these sizes."""
+    view, found, first = memoryview(whole), list[memoryview](), 0
     for size in sizes:
-        parts.append(view[first : first + size])
+        found.append(view[first : first + size])
         first += size
-    return parts
+    return found
 
 
 def bytes_of(tensor: Tensor) -> int:
+    """The length of `raw`."""
     return tensor.numel() * tensor.element_size()
 
 
 def raw(tensor: Tensor) -> bytes:
+    """Its numbers, as they lie in memory."""
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes()
 
 
-def like(tensor: Tensor, raw: memoryview) -> Tensor:
+def read_like(tensor: Tensor, raw: memoryview) -> Tensor:
     """These bytes as a tensor of the same form."""
     if not len(raw):
         return torch.empty_like(tensor)
@@ -108,6 +114,7 @@ def like(tensor: Tensor, raw: memoryview) -> Tensor:
 
 
 def length(vector: Tensor) -> float:
+    """Euclidean, added up in float64."""
     return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
 
 
