@@ -334,8 +334,8 @@ def test_wrong_pieces_and_a_death_in_the_middle_are_survived(tmp_path: Path, mon
             assert len(a.all("refused")) == 1
             assert len(told) > row["bytes"] / 512 > 10
             assert a.received < JOIN_BYTES_MAX
-            for life in lives.values():
-                if life.task is not None and life.task.done():
-                    life.task.exception()  # who died was meant to
+            ends = [life.task for life in lives.values() if life.task is not None]
+            (dead,), _ = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)  # it may take a while
+            assert str(dead.exception()) == "the power is cut"
 
     asyncio.run(scenario())
